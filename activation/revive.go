@@ -1,0 +1,114 @@
+package activation
+
+import (
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrShutDown says that a process that shares the socket has shut it down, so that
+// it receives nothing. [Socket.Revive] mends it.
+var ErrShutDown = errors.New("socket was shut down")
+
+// Pending says, without waiting, whether a connection, a datagram or a byte is
+// there to be taken. The error is a *SocketError with ErrShutDown where a
+// process has shut the socket down.
+func (s *Socket) Pending() (bool, error) {
+	events, err := s.poll()
+	switch {
+	case err != nil:
+		return false, err
+	case events&unix.POLLHUP != 0:
+		return false, s.failure("poll", ErrShutDown)
+	}
+	return events&unix.POLLIN != 0, nil
+}
+
+// poll returns what poll(2) says of the socket at this moment.
+func (s *Socket) poll() (int16, error) {
+	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
+	for {
+		_, err := unix.Poll(fds, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, s.failure("poll", err)
+		case fds[0].Revents&unix.POLLNVAL != 0:
+			return 0, s.failure("poll", unix.EBADF)
+		default:
+			return fds[0].Revents, nil
+		}
+	}
+}
+
+// Revive makes a socket usable that a process has shut down, and says whether it
+// was. What was in its queue is lost; for TCP the kernel has reset it already.
+// It also takes away an error that waits on a datagram socket, which would
+// wake a Watcher again and again.
+//
+// A TCP socket listens again and stays the same. Any other kind is replaced by a
+// new socket under the same descriptor number, so a Watcher must have forgotten it
+// before ([Watcher.Remove]), and processes that hold the old one have that only.
+// After an error it is still shut down, and Revive may be called again: an abstract
+// name, for instance, is only free when no process holds the old socket any more.
+func (s *Socket) Revive() (bool, error) {
+	events, err := s.poll()
+	if err != nil {
+		return false, err
+	}
+	if events&unix.POLLERR != 0 {
+		s.clearErrors()
+	}
+	if events&unix.POLLHUP == 0 || s.addr.Network == FIFO {
+		return false, nil
+	}
+	if s.addr.Network == TCP {
+		// listen(2) is all that a TCP socket needs after shutdown(2): it is still bound.
+		return true, s.listen()
+	}
+	return true, s.replace()
+}
+
+// replace puts a new socket, bound to the same address, under the same descriptor number.
+func (s *Socket) replace() error {
+	fresh := Socket{spec: s.spec, addr: s.addr, fd: -1}
+	domain, err := fresh.create()
+	if err != nil {
+		return err
+	}
+	// First of all our hold on the old socket goes: an abstract name is only free after that.
+	// The lock is what it is in Close.
+	syscall.ForkLock.RLock()
+	err = unix.Dup3(fresh.fd, s.fd, unix.O_CLOEXEC)
+	syscall.ForkLock.RUnlock()
+	_ = unix.Close(fresh.fd) // the other descriptor of the same socket
+	if err != nil {
+		return s.failure("replace", err)
+	}
+	fresh.fd = s.fd
+	err = errors.Join(s.removeFile(), fresh.setBeforeBind(domain))
+	if err == nil {
+		err = fresh.bind(domain)
+	}
+	if err == nil {
+		fresh.setAfterBind(domain)
+		err = errors.Join(fresh.listen(), fresh.identify())
+	}
+	fresh.inherited, fresh.warnings = s.inherited, append(s.warnings, fresh.warnings...)
+	*s = fresh
+	return err
+}
+
+// clearErrors empties what POLLERR stands for: the pending error and the queue of
+// errors that a process asked for by IP_RECVERR (ip(7)).
+func (s *Socket) clearErrors() {
+	_, _ = unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR) // reading it clears it
+	var data, oob [64]byte
+	for {
+		_, _, _, _, err := unix.Recvmsg(s.fd, data[:], oob[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if err != nil {
+			return
+		}
+	}
+}
