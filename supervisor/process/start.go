@@ -1,0 +1,237 @@
+package process
+
+import (
+	"errors"
+	"os"
+	"os/user"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Spec is one start of a program.
+type Spec struct {
+	Exec *Exec
+	// FDs become the descriptors First, First+1, ... of the process. They are
+	// borrowed, may be anywhere in our table, and may repeat: inetd's way is
+	// First 0 and the connection twice. O_NONBLOCK belongs to the open file, not
+	// to the descriptor, so whoever hands a socket over makes it blocking first.
+	FDs   []int
+	First int
+	// Env is the whole environment beside PIDEnv.
+	Env []string
+	// PIDEnv names the variable that carries the pid of the new process, such as
+	// LISTEN_PID; empty for none.
+	PIDEnv string
+	// Stdout and Stderr become 1 and 2 where FDs do not cover them; they are
+	// borrowed. -1: /dev/null. (The zero value is our own standard input.)
+	// Standard input is /dev/null where FDs do not cover it.
+	Stdout, Stderr int
+	// Identity is who the process runs as; nil: as the supervisor.
+	Identity *Identity
+}
+
+// StartError says which step of a start failed, and on what.
+type StartError struct {
+	Op   string // "exec", "chdir", "setuid", "setgid", "setgroups", "clone", "dup", ...
+	Path string // the program, the directory, the user or group; may be empty
+	Err  error  // mostly a syscall.Errno
+}
+
+// Error reads like "exec /usr/bin/x: no such file or directory".
+func (e *StartError) Error() string {
+	if e.Path == "" {
+		return e.Op + ": " + e.Err.Error()
+	}
+	return e.Op + " " + e.Path + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *StartError) Unwrap() error { return e.Err }
+
+// Start runs the program in a new session with a clean state: no signal blocked,
+// ignored or handled, umask 022, the limit on open files that the supervisor was
+// started with, and no descriptor but those of the Spec. It returns when the
+// program has begun to run; every error is a *StartError and leaves no process behind.
+func (s *Spawner) Start(spec *Spec) (*Process, error) {
+	c, err := s.prepare(spec)
+	if err != nil {
+		return nil, err
+	}
+	wanted := spec.descriptors()
+
+	// syscall.ForkLock is not needed: it guards descriptors that are not yet
+	// close-on-exec, and this child closes all that it was not given.
+	set, ok := <-s.free
+	if !ok {
+		return nil, &StartError{Op: "start", Path: spec.Exec.Command[0], Err: os.ErrClosed}
+	}
+	var pid, pidfd int
+	var errno syscall.Errno
+	err = s.fill(set, wanted)
+	if err == nil {
+		c.fds = set.fds[:len(wanted)]
+		c.above = c.fds[len(c.fds)-1] + 1
+		pid, pidfd, errno = s.clone(c)
+	}
+	releaseErr := s.empty(set, wanted)
+	s.free <- set
+
+	switch {
+	case err != nil:
+		return nil, &StartError{Op: "dup", Err: err}
+	case errno != 0:
+		return nil, &StartError{Op: "clone", Err: errno}
+	}
+	p := &Process{pid: pid, pidfd: pidfd}
+	if c.failed != stageNone {
+		err = c.startError(spec)
+	} else if releaseErr != nil {
+		err = &StartError{Op: "dup", Err: releaseErr}
+	}
+	if err == nil {
+		return p, nil
+	}
+	if discardErr := p.discard(); discardErr != nil {
+		err = &StartError{Op: "start", Path: spec.Exec.Command[0], Err: errors.Join(err, discardErr)}
+	}
+	return nil, err
+}
+
+// clone prefers clone3, which spares the child sixty system calls. Container
+// runtimes hide it behind ENOSYS, as their filters cannot look into its argument.
+func (s *Spawner) clone(c *child) (pid, pidfd int, errno syscall.Errno) {
+	if !s.noClone3.Load() {
+		c.clone3 = cloneArgs{flags: cloneFlags | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
+		if pid, pidfd, errno = c.spawn(true); errno != unix.ENOSYS {
+			return pid, pidfd, errno
+		}
+		s.noClone3.Store(true)
+	}
+	return c.spawn(false)
+}
+
+// descriptors lists what becomes descriptor 0, 1, 2, ...; -1 is /dev/null.
+func (spec *Spec) descriptors() []int {
+	out := make([]int, max(3, spec.First+len(spec.FDs)))
+	for i := range out {
+		out[i] = -1
+	}
+	out[1], out[2] = spec.Stdout, spec.Stderr
+	copy(out[spec.First:], spec.FDs)
+	return out
+}
+
+// prepare lays out everything that the child will need.
+func (s *Spawner) prepare(spec *Spec) (*child, error) {
+	c := &child{ignore: s.ignored}
+	x := spec.Exec
+	path := x.Command[0]
+	argv := append([]string(nil), x.Command...)
+	if x.Argv0 != "" {
+		argv[0] = x.Argv0
+	}
+	var err error
+	if c.path, err = syscall.BytePtrFromString(path); err != nil {
+		return nil, &StartError{Op: "exec", Path: path, Err: err}
+	}
+	if c.argv, err = syscall.SlicePtrFromStrings(argv); err != nil {
+		return nil, &StartError{Op: "exec", Path: path, Err: err}
+	}
+	env, err := syscall.SlicePtrFromStrings(spec.Env)
+	if err != nil {
+		return nil, &StartError{Op: "exec", Path: path, Err: err}
+	}
+	if spec.PIDEnv != "" {
+		// Room for any pid and the final zero. The buffer is this start's own.
+		buf := make([]byte, len(spec.PIDEnv)+1+len("4294967295")+1)
+		n := copy(buf, spec.PIDEnv+"=")
+		c.pid = buf[n : len(buf)-1]
+		env = append(env[:len(env)-1], &buf[0], nil)
+	}
+	c.env = env
+
+	dir, err := x.directory(spec.Identity)
+	if err == nil {
+		c.dir, err = syscall.BytePtrFromString(dir)
+	}
+	if err != nil {
+		return nil, &StartError{Op: "chdir", Path: x.WorkingDirectory, Err: err}
+	}
+	if s.known {
+		var now unix.Rlimit
+		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &now); err != nil {
+			return nil, &StartError{Op: "getrlimit", Err: err}
+		}
+		c.setLimit = true
+		c.limit = unix.Rlimit{Cur: min(s.limit.Soft, now.Max), Max: now.Max}
+	}
+	c.identify(spec.Identity)
+	return c, nil
+}
+
+// identify notes what has to be changed to become id. What already holds is
+// left alone, so that an ordinary user's supervisor can start services as itself.
+func (c *child) identify(id *Identity) {
+	if id == nil {
+		return
+	}
+	c.uid, c.gid, c.groups = id.UID, id.GID, id.Groups
+	c.setIDs = os.Getuid() != id.UID || os.Geteuid() != id.UID || os.Getgid() != id.GID || os.Getegid() != id.GID
+	c.setGroups = !inGroups(id.Groups)
+}
+
+// directory is where the program starts.
+func (x *Exec) directory(id *Identity) (string, error) {
+	switch {
+	case x.WorkingDirectory == "":
+		return "/", nil
+	case x.WorkingDirectory != "~":
+		return x.WorkingDirectory, nil
+	case id != nil && id.Home != "":
+		return id.Home, nil
+	}
+	u, err := user.LookupId(strconv.Itoa(os.Getuid()))
+	if err != nil {
+		return "", err
+	}
+	if id != nil && id.UID != os.Getuid() || u.HomeDir == "" {
+		return "", errors.New("the user has no home directory")
+	}
+	return u.HomeDir, nil
+}
+
+// startError puts the child's stage and error number into words.
+func (c *child) startError(spec *Spec) error {
+	e := &StartError{Err: c.errno}
+	switch c.failed {
+	case stageNone:
+		panic("unreachable: the child did not fail")
+	case stageUnshare:
+		e.Op = "close_range"
+	case stageSession:
+		e.Op = "setsid"
+	case stageSignals:
+		e.Op = "sigaction"
+	case stageDup:
+		e.Op = "dup"
+	case stageClose:
+		e.Op = "close_range"
+	case stageGroups:
+		e.Op = "setgroups"
+	case stageGID:
+		e.Op, e.Path = "setgid", strconv.Itoa(c.gid)
+	case stageUID:
+		e.Op, e.Path = "setuid", strconv.Itoa(c.uid)
+	case stageDir:
+		e.Op, e.Path = "chdir", unix.BytePtrToString(c.dir)
+	case stageLimit:
+		e.Op = "setrlimit"
+	case stageMask:
+		e.Op = "sigprocmask"
+	case stageExec:
+		e.Op, e.Path = "exec", spec.Exec.Command[0]
+	}
+	return e
+}
