@@ -1,0 +1,263 @@
+package ledger
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/nftables"
+	mdlayher "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"hibergate/supervisor/activity/netlink"
+)
+
+const (
+	// nftTableOwner is NFT_TABLE_F_OWNER (Linux 5.12): the table belongs to the netlink socket that
+	// made it. Nobody else can change it, and the kernel removes it with the socket.
+	nftTableOwner   = 0x2
+	nftTableOwnedBy = 7 // NFTA_TABLE_OWNER: port of the owner's socket
+	nftTableFlags   = unix.NFTA_TABLE_FLAGS
+
+	maxNames = 16 // supervisors of one name in one network namespace
+)
+
+// table is an nftables table and what holds it.
+type table struct {
+	name string
+	// conn owns the table; wire is the same socket, for what the library cannot say.
+	conn *nftables.Conn
+	wire *mdlayher.Conn
+	// lock is an abstract Unix socket named after the table: it tells the living from the dead where
+	// the kernel knows no owners. -1: none.
+	lock int
+}
+
+// createTable makes an empty table under the first name that is free.
+func createTable(reader *netlink.Conn, name string) (*table, error) {
+	for i := 1; i <= maxNames; i++ {
+		t := &table{name: name, lock: -1}
+		if i > 1 {
+			t.name = fmt.Sprintf("%s-%d", name, i)
+		}
+		owned, err := isOwned(reader, t.name)
+		if err != nil {
+			return nil, err
+		}
+		if owned {
+			continue
+		}
+		if err := t.takeLock(); errors.Is(err, unix.EADDRINUSE) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if err := t.create(); err != nil {
+			return nil, errors.Join(err, t.release())
+		}
+		return t, nil
+	}
+	return nil, fmt.Errorf("%d tables named %s belong to other live processes", maxNames, name)
+}
+
+// isOwned says whether there is a table of this name that belongs to a live socket.
+func isOwned(reader *netlink.Conn, name string) (bool, error) {
+	r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, unix.NFT_MSG_GETTABLE, 0, unix.NFPROTO_INET).
+		String(unix.NFTA_TABLE_NAME, name)
+	owned := false
+	err := reader.Ask(r, nil, func(_ uint16, body []byte) error {
+		if len(body) < 4 {
+			return netlink.ErrMalformed
+		}
+		as := netlink.Attributes{Rest: body[4:]}
+		for as.Next() {
+			owned = owned || as.Type == nftTableOwnedBy
+		}
+		return as.Err()
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return owned, err
+}
+
+func (t *table) takeLock() error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@hibergate/nftables/" + t.name}); err != nil {
+		return errors.Join(fmt.Errorf("take lock: %w", err), unix.Close(fd))
+	}
+	t.lock = fd
+	return nil
+}
+
+// create replaces whatever has the name by an empty table of our own, in one transaction.
+func (t *table) create() error {
+	// The library sends no table flags, so it lends its socket.
+	var err error
+	t.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdlayher.Conn) error {
+		t.wire = c
+		return nil
+	}))
+	if err != nil {
+		return err
+	}
+	add := t.message(unix.NFT_MSG_NEWTABLE, 0)
+	del := t.message(unix.NFT_MSG_DELTABLE, 0)
+	err = t.transact(add, del, t.message(unix.NFT_MSG_NEWTABLE, nftTableOwner))
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) { // before Linux 5.12
+		err = t.transact(add, del, add)
+	}
+	return err
+}
+
+// message makes a message about the table itself.
+func (t *table) message(typ uint16, flags uint32) mdlayher.Message {
+	r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, typ, 0, unix.NFPROTO_INET).
+		String(unix.NFTA_TABLE_NAME, t.name)
+	if flags != 0 {
+		r.Attribute(nftTableFlags, binary.BigEndian.AppendUint32(nil, flags)...)
+	}
+	return asMessage(typ, r)
+}
+
+// asMessage hands a request to the socket of the library.
+func asMessage(typ uint16, r *netlink.Request) mdlayher.Message {
+	return mdlayher.Message{
+		Header: mdlayher.Header{
+			Type:  mdlayher.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ),
+			Flags: mdlayher.Request | mdlayher.Acknowledge | mdlayher.Create,
+		},
+		Data: r.Bytes()[unix.SizeofNlMsghdr:],
+	}
+}
+
+// transact sends messages as one batch and waits for all acknowledgements.
+func (t *table) transact(messages ...mdlayher.Message) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	if err := t.wire.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+		return err
+	}
+	edge := func(typ uint16) mdlayher.Message { // nfgenmsg with the subsystem in the place of the resource
+		return mdlayher.Message{
+			Header: mdlayher.Header{Type: mdlayher.HeaderType(typ), Flags: mdlayher.Request},
+			Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES},
+		}
+	}
+	batch := append([]mdlayher.Message{edge(unix.NFNL_MSG_BATCH_BEGIN)}, messages...)
+	if _, err := t.wire.SendMessages(append(batch, edge(unix.NFNL_MSG_BATCH_END))); err != nil {
+		return err
+	}
+	var first error
+	for range messages {
+		if _, err := t.wire.Receive(); err != nil && first == nil {
+			first = err
+			if errors.Is(err, unix.EPERM) {
+				break // the kernel refuses the batch as a whole, once
+			}
+		}
+	}
+	return first
+}
+
+// answerWithin is when the kernel is given up on; it answers at once.
+const answerWithin = 10 * time.Second
+
+const (
+	chunk    = 500 // elements in a message: an attribute holds at most 64 KB
+	perBatch = 8   // messages in a batch: it must fit into the send buffer, 208 KB by default
+)
+
+// fill adds the sets with their elements, then the chains with their rules.
+func (t *table) fill(keys [kinds][]Key, track bool) error {
+	home := &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
+	var all [kinds]sets
+	for k := range kinds {
+		if len(keys[k]) == 0 {
+			continue
+		}
+		var err error
+		if all[k], err = addSets(t.conn, home, k, len(keys[k])); err != nil {
+			return err
+		}
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	var batch []mdlayher.Message
+	for k := range kinds {
+		for rest := keys[k]; len(rest) > 0; rest = rest[min(chunk, len(rest)):] {
+			for _, set := range []*nftables.Set{all[k].count[in], all[k].count[out], all[k].last} {
+				batch = append(batch, t.newElements(set.Name, rest[:min(chunk, len(rest))]))
+				if len(batch) < perBatch {
+					continue
+				}
+				if err := t.transact(batch...); err != nil {
+					return err
+				}
+				batch = batch[:0]
+			}
+		}
+	}
+	if err := t.transact(batch...); err != nil {
+		return err
+	}
+	addRules(t.conn, home, all, track)
+	return t.flush()
+}
+
+// flush sends what the library has gathered.
+func (t *table) flush() error {
+	if err := t.wire.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+		return err
+	}
+	return t.conn.Flush()
+}
+
+// newElements makes a message that adds elements to a set. The library could, with several
+// times the time and memory, which matters for thousands.
+func (t *table) newElements(set string, keys []Key) mdlayher.Message {
+	r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, unix.NFT_MSG_NEWSETELEM, 0, unix.NFPROTO_INET).
+		String(unix.NFTA_SET_ELEM_LIST_TABLE, t.name).
+		String(unix.NFTA_SET_ELEM_LIST_SET, set).
+		Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(r *netlink.Request) { addKeys(r, keys) })
+	return asMessage(unix.NFT_MSG_NEWSETELEM, r)
+}
+
+// addKeys adds a list of elements that consist of a key.
+func addKeys(r *netlink.Request, keys []Key) {
+	for _, key := range keys {
+		r.Nested(unix.NFTA_LIST_ELEM, func(r *netlink.Request) {
+			r.Nested(unix.NFTA_SET_ELEM_KEY, func(r *netlink.Request) {
+				r.Attribute(unix.NFTA_DATA_VALUE, key.encode()...)
+			})
+		})
+	}
+}
+
+// remove deletes the table and lets go of its name.
+func (t *table) remove() error {
+	err := t.transact(t.message(unix.NFT_MSG_DELTABLE, 0))
+	if errors.Is(err, unix.ENOENT) {
+		err = nil // somebody was faster
+	}
+	return errors.Join(err, t.release())
+}
+
+func (t *table) release() error {
+	var err error
+	if t.conn != nil {
+		err = t.conn.CloseLasting()
+		t.conn = nil
+	}
+	if t.lock >= 0 {
+		err = errors.Join(err, unix.Close(t.lock))
+		t.lock = -1
+	}
+	return err
+}

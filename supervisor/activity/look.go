@@ -1,0 +1,294 @@
+package activity
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hibergate/activation"
+	"hibergate/supervisor/activity/ledger"
+	"hibergate/supervisor/activity/sockdiag"
+)
+
+// tick is the longest clock tick of Linux (HZ=100). Ages that the kernel tells in
+// ticks can be too long by one; taking it off errs to the busy side.
+const tick = 10 * time.Millisecond
+
+// look is one Look on its way. Tracker.mu is held.
+type look struct {
+	*Tracker
+	ctx   context.Context
+	now   time.Time // the caller's
+	began time.Time // the same moment by our own clock
+	due   []due
+}
+
+// due is a socket that is looked at.
+type due struct {
+	*watched
+	*Summary
+}
+
+// fail says that a witness which sees the socket did not answer.
+func (d due) fail(why string) {
+	d.Known = false
+	d.note(why)
+}
+
+// note says that less is known than was asked for.
+func (d due) note(why string) {
+	if d.Why != "" {
+		d.Why += "; "
+	}
+	d.Why += why
+}
+
+// ago returns the time of something that the kernel has just said to be so old.
+func (l *look) ago(age time.Duration) time.Time {
+	return l.now.Add(min(time.Since(l.began)-max(age-tick, 0), 0))
+}
+
+// run asks the witnesses, cheapest first.
+func (l *look) run() {
+	var inet, unixes []due
+	for _, d := range l.due {
+		switch d.Address.Network {
+		case activation.FIFO:
+			l.lookAtFIFO(d)
+		case activation.TCP, activation.UDP:
+			inet = append(inet, d)
+		case activation.Unix, activation.Unixgram, activation.Unixpacket:
+			unixes = append(unixes, d)
+		}
+	}
+	l.askLedger(inet)
+	if len(inet)+len(unixes) > 0 {
+		l.missing[sockdiagWitness] = "" // until it fails
+	}
+	for _, domain := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			var some []due
+			for _, d := range inet {
+				if d.domain == domain && d.protocol == protocol {
+					some = append(some, d)
+				}
+			}
+			if len(some) > 0 {
+				l.askInet(sockdiag.Query{Family: domain, Protocol: protocol}, some)
+			}
+		}
+	}
+	if len(unixes) > 0 {
+		l.askUnix(unixes)
+	}
+}
+
+// lookAtFIFO needs no witness: the pipe says what is in it, and its inode when it was written to.
+func (l *look) lookAtFIFO(d due) {
+	queued, err := unix.IoctlGetInt(d.FD, unix.TIOCINQ) // FIONREAD
+	if err != nil {
+		d.fail(fmt.Sprintf("look into FIFO: %v", err))
+		return
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.FD, &st); err != nil {
+		d.fail(fmt.Sprintf("look at FIFO: %v", err))
+		return
+	}
+	// By the wall clock, and not in the future, whatever was done to the clock.
+	age := time.Now().Round(0).Sub(time.Unix(st.Mtim.Unix()))
+	d.Queued, d.Last, d.Exact = queued, l.ago(age), true
+}
+
+// askLedger reads the ledger for those who want it.
+func (l *look) askLedger(inet []due) {
+	var asked []due
+	var keys []ledger.Key
+	for _, d := range inet {
+		if d.Accounting != SockDiag {
+			asked = append(asked, d)
+			keys = append(keys, d.account)
+		} else if d.protocol == unix.IPPROTO_UDP {
+			d.fail(`UDP services are never stopped for idleness with accounting = "sock-diag"`)
+		}
+	}
+	if len(asked) == 0 {
+		return
+	}
+	l.openLedger(l.now)
+	if l.ledger == nil {
+		why := l.missing[nftablesWitness]
+		for _, d := range asked {
+			switch {
+			case d.protocol == unix.IPPROTO_UDP:
+				d.fail("UDP services are never stopped for idleness without nftables (" + why + ")")
+			case d.Accounting == Conntrack:
+				d.fail(why)
+			default:
+				d.note(why)
+			}
+		}
+		return
+	}
+	if err := l.ledger.Read(keys); err != nil {
+		why := explain("nftables", err)
+		if err := l.loseLedger(l.now); err != nil {
+			why += fmt.Sprintf(" (%v)", err)
+		}
+		for _, d := range asked {
+			d.In, d.Out = d.counted.in, d.counted.out
+			d.fail(why)
+		}
+		return
+	}
+	for _, d := range asked {
+		r := l.ledger.Reading(d.account)
+		d.count(r)
+		d.In, d.Out = d.counted.in, d.counted.out
+		d.Last, d.Exact = l.ago(r.Quiet), true
+	}
+}
+
+// connected are the states in which a connection may still carry something, or is
+// held by a process that has not closed it.
+func connected() []sockdiag.State {
+	return []sockdiag.State{
+		sockdiag.Established, sockdiag.FinWait1, sockdiag.FinWait2, sockdiag.CloseWait, sockdiag.LastAck, sockdiag.Closing,
+	}
+}
+
+// askInet asks sock_diag for one family and protocol.
+func (l *look) askInet(q sockdiag.Query, some []due) {
+	byPort := make(map[uint16][]due, len(some))
+	for _, d := range some {
+		if byPort[d.port] == nil {
+			q.Ports = append(q.Ports, d.port)
+		}
+		byPort[d.port] = append(byPort[d.port], d)
+	}
+	if q.Protocol == unix.IPPROTO_TCP {
+		q.States = connected()
+	}
+	youngest := make(map[*watched]time.Duration) // age of the newest payload
+	begin := func() {
+		clear(youngest)
+		for _, d := range some {
+			d.Open, d.Queued, d.Peers = 0, 0, 0
+		}
+	}
+	err := l.ctx.Err()
+	if err == nil {
+		err = l.sockdiag.Inet(q, begin, func(row *sockdiag.Inet) {
+			for _, d := range owners(byPort[row.Local.Port()], row) {
+				d.see(q.Protocol, row, youngest)
+			}
+		})
+	}
+	if err != nil {
+		l.missing[sockdiagWitness] = explain("sock_diag", err)
+		for _, d := range some {
+			d.fail(l.missing[sockdiagWitness])
+		}
+		return
+	}
+	for _, d := range some {
+		if age, ok := youngest[d.watched]; ok {
+			d.LastPayload = l.ago(age)
+		}
+	}
+}
+
+// owners returns those of the candidates to which a row belongs: the ones bound to its very
+// address, else those bound to every address. It reorders the candidates.
+func owners(candidates []due, row *sockdiag.Inet) []due {
+	owning, exact := 0, 0
+	for i := range candidates {
+		owns, exactly := candidates[i].owns(row.Local)
+		if !owns {
+			continue
+		}
+		candidates[owning], candidates[i] = candidates[i], candidates[owning]
+		if exactly {
+			candidates[exact], candidates[owning] = candidates[owning], candidates[exact]
+			exact++
+		}
+		owning++
+	}
+	if exact > 0 {
+		return candidates[:exact]
+	}
+	return candidates[:owning]
+}
+
+// see adds one row of sock_diag to the summary.
+func (d due) see(protocol uint8, row *sockdiag.Inet, youngest map[*watched]time.Duration) {
+	switch {
+	case protocol == unix.IPPROTO_UDP:
+		if row.ReceiveQ != 0 {
+			d.Queued = 1
+		}
+	case row.Inode != 0:
+		d.Open++
+		d.Peers ^= mix(row.Cookie)
+		if row.Timed {
+			age := min(row.SinceReceived, row.SinceSent)
+			if known, ok := youngest[d.watched]; !ok || age < known {
+				youngest[d.watched] = age
+			}
+		}
+	case row.State == sockdiag.Established || row.State == sockdiag.CloseWait:
+		d.Queued++ // other states without a process were closed by theirs
+	}
+}
+
+// askUnix asks sock_diag about Unix sockets.
+func (l *look) askUnix(some []due) {
+	byName := make(map[string][]due, len(some))
+	for _, d := range some {
+		byName[d.name] = append(byName[d.name], d)
+	}
+	begin := func() {
+		for _, d := range some {
+			d.Open, d.Queued, d.Peers = 0, 0, 0
+		}
+	}
+	err := l.ctx.Err()
+	if err == nil {
+		err = l.sockdiag.Unix(begin, func(row *sockdiag.Unix) {
+			if len(row.Name) == 0 {
+				return
+			}
+			for _, d := range byName[string(row.Name)] {
+				switch {
+				case row.Inode == d.inode:
+					d.Queued = int(row.ReceiveQ)
+				case row.State == sockdiag.Established && d.Address.Network != activation.Unixgram:
+					d.Open++
+					d.Peers ^= mix(row.Cookie)
+				}
+			}
+		})
+	}
+	if err != nil {
+		l.missing[sockdiagWitness] = explain("sock_diag", err)
+	}
+	for _, d := range some {
+		switch {
+		case err != nil:
+			d.fail(l.missing[sockdiagWitness])
+		case d.Address.Network == activation.Unixgram:
+			d.fail("the kernel keeps no account of Unix datagrams")
+		default:
+			d.PayloadUnseen = d.Open > 0
+		}
+	}
+}
+
+// mix spreads the bits of an identity, so that the XOR of several says which they are.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

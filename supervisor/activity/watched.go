@@ -1,0 +1,129 @@
+package activity
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"hibergate/activation"
+	"hibergate/supervisor/activity/ledger"
+)
+
+// watched is a socket with what was found out about it once. Immutable but for the counts.
+type watched struct {
+	Socket
+	problem string // why nothing can be known about it; empty: fine
+
+	// TCP and UDP.
+	protocol uint8
+	domain   uint8      // AF_INET or AF_INET6: in which list of sockets its connections are
+	ip       netip.Addr // the zero Addr: every address
+	port     uint16
+	only6    bool       // every address, but of IPv6 only
+	account  ledger.Key // in the ledger; zero without one
+
+	// Unix sockets.
+	inode uint32
+	name  string // as sock_diag tells it: abstract names with a leading NUL
+
+	counted       counted // newest figures of the ledger
+	countedBefore counted // by ledgers that were lost
+}
+
+type counted struct{ in, out Counters }
+
+// watch examines a socket.
+func watch(s Socket) *watched {
+	w := &watched{Socket: s}
+	if err := w.examine(); err != nil {
+		w.problem = fmt.Sprintf("examine socket: %v", err)
+	}
+	return w
+}
+
+func (w *watched) examine() error {
+	if w.Address.Network == activation.FIFO {
+		return nil
+	}
+	// The kernel's own word, not the address as written: it tells the family, too.
+	bound, err := unix.Getsockname(w.FD)
+	if err != nil {
+		return err
+	}
+	switch a := bound.(type) {
+	case *unix.SockaddrInet4:
+		w.domain, w.ip, w.port = unix.AF_INET, netip.AddrFrom4(a.Addr), uint16(a.Port)
+	case *unix.SockaddrInet6:
+		w.domain, w.ip, w.port = unix.AF_INET6, netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port)
+		only, err := unix.GetsockoptInt(w.FD, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		if err != nil {
+			return err
+		}
+		w.only6 = only != 0
+	case *unix.SockaddrUnix:
+		w.name = socketName(a)
+		var st unix.Stat_t
+		if err := unix.Fstat(w.FD, &st); err != nil {
+			return err
+		}
+		w.inode = uint32(st.Ino)
+		return nil
+	default:
+		return fmt.Errorf("address of unknown kind %T", bound)
+	}
+	w.protocol = unix.IPPROTO_TCP
+	if w.Address.Network == activation.UDP {
+		w.protocol = unix.IPPROTO_UDP
+	}
+	if w.ip.IsUnspecified() && !w.mapped4() {
+		w.ip = netip.Addr{}
+	}
+	if w.Accounting != SockDiag {
+		w.account = w.key()
+	}
+	return nil
+}
+
+// mapped4 says that the socket is an IPv6 one bound to ::ffff:0.0.0.0: every address of IPv4.
+func (w *watched) mapped4() bool { return w.domain == unix.AF_INET6 && w.ip.Is4() }
+
+// key returns the name of the socket's account in the ledger.
+func (w *watched) key() ledger.Key {
+	key := ledger.Key{Protocol: w.protocol, Port: w.port}
+	switch {
+	case w.domain == unix.AF_INET, w.mapped4():
+		key.Family = unix.NFPROTO_IPV4
+	case w.ip.IsValid(), w.only6:
+		key.Family = unix.NFPROTO_IPV6
+	}
+	if w.ip.IsValid() && !w.ip.IsUnspecified() {
+		key.Addr = w.ip
+	}
+	return key
+}
+
+// owns says whether packets for this local address reach the socket, and whether that is because
+// the socket is bound to just this address.
+func (w *watched) owns(local netip.AddrPort) (owns, exactly bool) {
+	ip := local.Addr()
+	switch {
+	case local.Port() != w.port:
+		return false, false
+	case w.ip.IsValid() && w.ip.IsUnspecified(): // ::ffff:0.0.0.0
+		return ip.Is4(), false
+	case w.ip.IsValid():
+		return w.ip == ip, true
+	default:
+		return !w.only6 || !ip.Is4(), false
+	}
+}
+
+// count takes the figures of the ledger, and adds those of ledgers that were lost.
+func (w *watched) count(r ledger.Reading) {
+	before := w.countedBefore
+	w.counted = counted{
+		in:  Counters{before.in.Packets + r.In.Packets, before.in.Bytes + r.In.Bytes},
+		out: Counters{before.out.Packets + r.Out.Packets, before.out.Bytes + r.Out.Bytes},
+	}
+}
