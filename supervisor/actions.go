@@ -1,0 +1,196 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"hibergate/supervisor/activity"
+)
+
+// do performs one action.
+func (s *Supervisor) do(u *unit, a action) {
+	switch a := a.(type) {
+	case arm:
+		s.arm(u)
+	case armOne:
+		s.armPort(u, a.socket)
+	case disarm:
+		s.disarm(u)
+	case launch:
+		s.launch(u, a.queue)
+	case serve:
+		s.serve(u, a.socket)
+	case look:
+		s.toLook = append(s.toLook, u)
+	case confirm:
+		s.confirm(u)
+	case thaw:
+		s.each(u, "thaw", Process.Thaw)
+	case signal:
+		s.each(u, "signal", func(p Process) error { return p.Signal(a.signal) })
+	case report:
+		s.report(u, a)
+	}
+}
+
+func (s *Supervisor) arm(u *unit) {
+	for i := range u.ports {
+		s.armPort(u, i)
+	}
+}
+
+func (s *Supervisor) armPort(u *unit, i int) {
+	p := &u.ports[i]
+	p.gen++
+	p.armed = true
+	if err := s.watcher.Arm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
+		s.log.Error("socket not watched", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.Any("err", err))
+	}
+}
+
+func (s *Supervisor) disarm(u *unit) {
+	for i := range u.ports {
+		if p := &u.ports[i]; p.armed {
+			p.armed = false
+			if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
+				s.log.Error("socket still watched", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.Any("err", err))
+			}
+		}
+	}
+}
+
+// each does something to every process of the unit.
+func (s *Supervisor) each(u *unit, what string, f func(Process) error) {
+	for _, p := range u.procs {
+		if err := f(p); err != nil {
+			s.log.Error("process not reached", slog.String("service", u.spec.Name), slog.String("action", what), slog.Int("pid", p.PID()), slog.Any("err", err))
+		}
+	}
+}
+
+// goDo runs work outside the loop; what it returns is run by the loop.
+func (s *Supervisor) goDo(work func() result) {
+	s.inFlight++
+	go func() { s.results <- work() }()
+}
+
+func (s *Supervisor) launch(u *unit, queue bool) {
+	u.run++
+	s.goDo(func() result {
+		var ids []uint64
+		if queue {
+			ids = s.queued(u)
+		}
+		p, err := s.launcher.Launch(u.spec, u.sockets())
+		return func(now time.Time) {
+			if err != nil {
+				u.fails++
+				s.step(now, u, launchFailed{err})
+				return
+			}
+			s.adopt(u, p, queue)
+			s.step(now, u, launched{ids})
+		}
+	})
+}
+
+func (s *Supervisor) serve(u *unit, socket int) {
+	p := &u.ports[socket]
+	held := p.held
+	p.held = nil
+	s.goDo(func() result {
+		b, err := s.launcher.Serve(u.spec, p.sock, held)
+		return func(now time.Time) {
+			p.held = b.held
+			p.accepted += uint64(b.accepted)
+			for _, proc := range b.procs {
+				s.adopt(u, proc, false)
+			}
+			if err != nil {
+				u.fails++
+			}
+			s.step(now, u, served{socket: socket, started: len(b.procs), err: err, pause: b.pause})
+		}
+	})
+}
+
+// adopt takes charge of a process that was just started.
+func (s *Supervisor) adopt(u *unit, p Process, queue bool) {
+	s.lastToken++
+	inst := &instance{Process: p, unit: u, token: s.lastToken | processToken, queue: queue}
+	u.starts++
+	u.procs = append(u.procs, inst)
+	s.procs[inst.token] = inst
+	if err := errors.Join(s.watcher.Add(p.PIDFD(), inst.token), s.watcher.Arm(p.PIDFD(), inst.token)); err != nil {
+		s.log.Error("process not watched", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
+	}
+}
+
+// confirm freezes the process and looks at it.
+func (s *Supervisor) confirm(u *unit) {
+	if len(u.procs) == 0 {
+		return // it has just ended, and exited is on its way
+	}
+	run, proc := u.run, u.procs[0].Process
+	s.goDo(func() result {
+		var sums []activity.Summary
+		err := proc.Freeze(context.Background())
+		if err == nil {
+			sums = s.looker.Look(context.Background(), time.Now(), u.keys())
+		}
+		return func(now time.Time) {
+			if u.run == run {
+				s.step(now, u, confirmed{sums: sums, err: err})
+			}
+		}
+	})
+}
+
+// startLook looks at all that want it, in one pass.
+func (s *Supervisor) startLook() {
+	if s.looking || len(s.toLook) == 0 {
+		return
+	}
+	type target struct {
+		unit *unit
+		run  uint64
+	}
+	var targets []target
+	var keys []uint32
+	for _, u := range s.toLook {
+		targets = append(targets, target{u, u.run})
+		keys = append(keys, u.keys()...)
+	}
+	s.toLook, s.looking = nil, true
+	s.goDo(func() result {
+		sums := s.looker.Look(context.Background(), time.Now(), keys)
+		return func(now time.Time) {
+			s.looking = false
+			for _, t := range targets {
+				n := len(t.unit.ports)
+				if t.unit.run == t.run {
+					s.step(now, t.unit, looked{sums[:n]})
+				}
+				sums = sums[n:]
+			}
+		}
+	})
+}
+
+func (s *Supervisor) report(u *unit, a report) {
+	level := slog.LevelInfo
+	attrs := []slog.Attr{
+		slog.String("service", u.spec.Name),
+		slog.String("from", a.from.String()), slog.String("to", a.to.String()), slog.String("reason", string(a.reason)),
+	}
+	if len(u.procs) > 0 {
+		attrs = append(attrs, slog.Int("pid", u.procs[len(u.procs)-1].PID()))
+	}
+	if a.err != nil {
+		level = slog.LevelWarn
+		attrs = append(attrs, slog.Any("err", a.err))
+	}
+	s.log.LogAttrs(context.Background(), level, "service changed state", attrs...)
+}

@@ -1,0 +1,242 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"hibergate/activation"
+	"hibergate/activation/nettest"
+	"hibergate/supervisor/activity"
+	"hibergate/supervisor/process"
+)
+
+func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }
+
+// stage is a Supervisor whose world is played by the test, in fake time.
+type stage struct {
+	t     *testing.T
+	s     *Supervisor
+	ended chan error
+	stop  context.CancelFunc
+
+	mu     sync.Mutex     // never held while waiting: what follows belongs to the loop, its goroutines and the test
+	armed  map[int]uint64 // fd to token
+	ready  chan<- []activation.Ready
+	procs  []*fakeProcess // all that were ever started, in order
+	fail   error          // what Launch returns
+	sum    activity.Summary
+	looks  int
+	frozen func() // called by Freeze
+}
+
+// perform runs services until the test function returns.
+func perform(t *testing.T, services []*Service, test func(*stage)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		st := &stage{t: t, ended: make(chan error, 1), armed: map[int]uint64{}, sum: activity.Summary{Known: true, Exact: true}}
+		var opened [][]*activation.Socket
+		for _, svc := range services {
+			svc.Sockets = []activation.Spec{{Name: svc.Name, Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("127.0.0.1")}}}
+			if svc.Stop.Timeout == 0 {
+				svc.Stop = DefaultStop()
+			}
+			sock, err := activation.Open(svc.Sockets[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			opened = append(opened, []*activation.Socket{sock})
+		}
+		st.s = newSupervisor(services, opened, Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		st.s.watcher, st.s.launcher, st.s.looker = (*fakeWatcher)(st), (*fakeLauncher)(st), (*fakeLooker)(st)
+		ctx, cancel := context.WithCancel(t.Context())
+		st.stop = cancel
+		go func() { st.ended <- st.s.Run(ctx) }()
+		synctest.Wait()
+		test(st)
+		cancel()
+		synctest.Wait()
+		for _, p := range st.procs {
+			p.exit(process.ExitStatus{Signal: syscall.SIGTERM})
+		}
+		if err := <-st.ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// traffic comes on the socket of a service, if it is armed.
+func (st *stage) traffic(name string) {
+	st.t.Helper()
+	fd := st.s.byName[name].ports[0].sock.FD()
+	token, ok := st.take(fd)
+	if !ok {
+		st.t.Fatalf("%s is not armed", name)
+	}
+	st.ready <- []activation.Ready{{Token: token}}
+	synctest.Wait()
+}
+
+// take what a one-shot report of the watcher takes: the registration.
+func (st *stage) take(fd int) (token uint64, ok bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	token, ok = st.armed[fd]
+	delete(st.armed, fd)
+	return token, ok
+}
+
+// set changes what the world does from now on.
+func (st *stage) set(f func()) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	f()
+}
+
+// pass lets time go by.
+func (st *stage) pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (st *stage) want(name string, want State) {
+	st.t.Helper()
+	got, err := st.s.Status(st.t.Context(), name, false)
+	if err != nil || got[0].State != want.String() {
+		st.t.Fatalf("%s: got %+v (%v), want state %s", name, got, err, want)
+	}
+}
+
+// last returns the newest process.
+func (st *stage) last() *fakeProcess { return st.procs[len(st.procs)-1] }
+
+type fakeWatcher stage
+
+func (w *fakeWatcher) Add(int, uint64) error { return nil }
+func (w *fakeWatcher) Arm(fd int, token uint64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.armed[fd] = token
+	return nil
+}
+func (w *fakeWatcher) Disarm(fd int, _ uint64) error { (*stage)(w).take(fd); return nil }
+func (w *fakeWatcher) Remove(fd int) error           { (*stage)(w).take(fd); return nil }
+func (w *fakeWatcher) Close() error                  { return nil }
+func (w *fakeWatcher) Run(ctx context.Context, ready chan<- []activation.Ready) error {
+	w.ready = ready
+	<-ctx.Done()
+	return nil
+}
+
+type fakeLauncher stage
+
+func (l *fakeLauncher) Close() error { return nil }
+func (l *fakeLauncher) Launch(*Service, []*activation.Socket) (Process, error) {
+	time.Sleep(time.Millisecond)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fail != nil {
+		return nil, l.fail
+	}
+	return l.start(), nil
+}
+
+func (l *fakeLauncher) Serve(_ *Service, _ *activation.Socket, held *connection) (batch, error) {
+	time.Sleep(time.Millisecond)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fail != nil {
+		return batch{accepted: 1, held: &connection{fd: -1}}, l.fail
+	}
+	return batch{accepted: 1, procs: []Process{l.start()}}, nil
+}
+
+// start is called with mu held.
+func (l *fakeLauncher) start() *fakeProcess {
+	p := &fakeProcess{stage: (*stage)(l), pid: 100 + len(l.procs), alive: true}
+	l.procs = append(l.procs, p)
+	return p
+}
+
+type fakeLooker stage
+
+func (l *fakeLooker) Look(_ context.Context, _ time.Time, keys []uint32) []activity.Summary {
+	time.Sleep(time.Millisecond)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.looks++
+	return slices.Repeat([]activity.Summary{l.sum}, len(keys))
+}
+func (l *fakeLooker) Queued(context.Context, []uint32) ([]uint64, error) { return nil, nil }
+func (l *fakeLooker) Flows(context.Context, uint32, []int) ([]activity.Flow, string) {
+	return nil, ""
+}
+func (l *fakeLooker) Missing() []string { return nil }
+func (l *fakeLooker) Close() error      { return nil }
+
+// fakeProcess dies of the signals that a program without handlers dies of, unless stubborn.
+type fakeProcess struct {
+	*stage
+	pid      int
+	alive    bool
+	stubborn bool
+	stopped  bool
+	status   process.ExitStatus
+	signals  []syscall.Signal
+}
+
+func (p *fakeProcess) PID() int   { return p.pid }
+func (p *fakeProcess) PIDFD() int { return 10000 + p.pid }
+func (p *fakeProcess) Signal(sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.signals = append(p.signals, sig)
+	if sig == syscall.SIGKILL || sig == syscall.SIGTERM && !p.stubborn {
+		go p.exit(process.ExitStatus{Signal: sig})
+	}
+	return nil
+}
+
+func (p *fakeProcess) Freeze(context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	if p.frozen != nil {
+		p.frozen()
+	}
+	return nil
+}
+func (p *fakeProcess) Thaw() error {
+	p.set(func() { p.stopped = false })
+	return nil
+}
+func (p *fakeProcess) Reap() (process.ExitStatus, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.alive {
+		return p.status, errors.New("still alive")
+	}
+	return p.status, nil
+}
+
+// exit ends the process, once.
+func (p *fakeProcess) exit(status process.ExitStatus) {
+	p.mu.Lock()
+	was := p.alive
+	if was {
+		p.alive, p.status = false, status
+	}
+	p.mu.Unlock()
+	if token, ok := p.take(p.PIDFD()); ok && was {
+		p.ready <- []activation.Ready{{Token: token}}
+	}
+}

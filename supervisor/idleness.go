@@ -1,0 +1,109 @@
+package supervisor
+
+import (
+	"fmt"
+	"time"
+
+	"hibergate/supervisor/activity"
+)
+
+// idleness judges looks at the sockets of one running process: is it idle, and
+// if not, when is the next look worth while? Pure.
+//
+// Where the kernel tells the time of the last packet (Summary.Exact), one look
+// each stop_after is enough to stop in time: the look after the last activity
+// knows when that was. Elsewhere activity is only seen by looking, and a look
+// is due each second or each tenth of stop_after, whichever is longer.
+type idleness struct {
+	spec  *Idle
+	since time.Time // no activity since, as far as is known from looks
+
+	// At the previous look, over all sockets.
+	looked time.Time
+	open   int
+	peers  uint64
+}
+
+// begin forgets the previous process. Its start counts as activity.
+func (i *idleness) begin(now time.Time) {
+	*i = idleness{spec: i.spec, since: now, looked: now}
+}
+
+// first returns when to look for the first time; the zero Time: never.
+func (i *idleness) first(now time.Time) time.Time {
+	if i.spec.StopAfter <= 0 {
+		return time.Time{}
+	}
+	return now.Add(i.spec.StopAfter)
+}
+
+// again returns when to look again where nothing is known.
+func (i *idleness) again(now time.Time) time.Time {
+	return now.Add(min(i.spec.StopAfter, max(time.Second, i.spec.StopAfter/10)))
+}
+
+// judge returns when to look again and what keeps the service busy, in words;
+// empty: it is idle.
+func (i *idleness) judge(now time.Time, sums []activity.Summary) (next time.Time, busy string) {
+	exact, open, peers, held := true, 0, uint64(0), false
+	for _, s := range sums {
+		if !s.Known {
+			i.since = now
+			return i.again(now), "unknown: " + s.Why
+		}
+		exact = exact && s.Exact
+		open += s.Open
+		peers ^= s.Peers
+		if s.Queued > 0 {
+			i.since = now
+			busy = "something waits on a socket"
+		}
+		if s.Last.After(i.since) {
+			i.since = s.Last
+		}
+		if i.spec.When == activity.NoTraffic {
+			if s.LastPayload.After(i.since) {
+				i.since = s.LastPayload
+			}
+			held = held || s.PayloadUnseen
+		}
+	}
+	// A connection can end without a packet (the peer is gone, and the kernel gives up).
+	changed := (open != i.open || peers != i.peers) && !i.since.After(i.looked)
+	i.looked, i.open, i.peers = now, open, peers
+	if i.spec.When == activity.NoConnections {
+		held = open > 0
+	}
+	if changed || held && !exact {
+		i.since = now
+	}
+	switch {
+	case busy != "":
+		return i.again(now), busy
+	case held && exact:
+		return now.Add(i.spec.StopAfter), connections(open)
+	case held:
+		return i.again(now), connections(open)
+	case now.Sub(i.since) < i.spec.StopAfter:
+		next = i.since.Add(i.spec.StopAfter)
+		if !exact {
+			next = earlier(next, i.again(now))
+		}
+		return next, fmt.Sprintf("active %s ago", now.Sub(i.since).Round(time.Millisecond))
+	}
+	return time.Time{}, ""
+}
+
+func connections(n int) string {
+	if n == 1 {
+		return "1 open connection"
+	}
+	return fmt.Sprintf("%d open connections", n)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}

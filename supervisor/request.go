@@ -1,0 +1,173 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"hibergate/supervisor/activity"
+)
+
+// ask has the loop run f, and waits until it has.
+func (s *Supervisor) ask(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case s.requests <- func() { f(); close(done) }:
+	case <-s.gone:
+		return ErrShuttingDown
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	<-done // the loop never blocks
+	return nil
+}
+
+// Ping returns once the loop has answered: it is alive.
+func (s *Supervisor) Ping(ctx context.Context) error { return s.ask(ctx, func() {}) }
+
+// KillNow kills every process that still runs, without waiting for stop.timeout.
+// It is for a second signal, after the context of Run has ended; it never blocks.
+func (s *Supervisor) KillNow() {
+	select {
+	case s.killNow <- struct{}{}:
+	default:
+	}
+}
+
+// Wake starts the process of a service if none runs, and returns once it runs
+// or the start has failed.
+func (s *Supervisor) Wake(ctx context.Context, name string) (Status, error) {
+	status, err := s.request(ctx, name, false)
+	if err == nil && status.State == Backoff.String() {
+		err = fmt.Errorf("wake service %q: %s", name, status.Error)
+	}
+	return status, err
+}
+
+// Sleep stops the processes of a service, busy or not, and returns once they
+// have ended. The sockets stay open: the next traffic starts it again.
+func (s *Supervisor) Sleep(ctx context.Context, name string) (Status, error) {
+	return s.request(ctx, name, true)
+}
+
+func (s *Supervisor) request(ctx context.Context, name string, sleep bool) (Status, error) {
+	var status Status
+	var failed error
+	w := waiter{sleep: sleep, done: make(chan struct{})}
+	err := s.ask(ctx, func() {
+		u := s.byName[name]
+		switch {
+		case u == nil:
+			failed = fmt.Errorf("service %q: %w", name, ErrUnknownService)
+			return
+		case s.stopping:
+			failed = ErrShuttingDown
+			return
+		case !sleep && u.spec.Accept:
+			failed = fmt.Errorf("service %q: %w", name, ErrPerConnection)
+			return
+		}
+		var ev event = wakeRequested{}
+		if sleep {
+			ev = sleepRequested{}
+		}
+		w.run = u.run
+		s.step(time.Now(), u, ev)
+		if u.settled(w) {
+			close(w.done)
+		} else {
+			u.waiters = append(u.waiters, w)
+		}
+	})
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return status, err
+	}
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		return status, ctx.Err() // the waiter is dropped when it settles
+	}
+	err = s.ask(ctx, func() { status = s.byName[name].status() })
+	return status, err
+}
+
+// Status tells what a service is doing, or all of them where name is empty, in
+// the order of the configuration. It looks at the traffic at this moment; flows
+// asks for each single connection too, which costs more.
+func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Status, error) {
+	var all []Status
+	var keys []uint32
+	err := s.ask(ctx, func() {
+		for _, u := range s.units {
+			if name == "" || u.spec.Name == name {
+				all = append(all, u.status())
+				keys = append(keys, u.keys()...)
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if all == nil && name != "" {
+		return nil, fmt.Errorf("service %q: %w", name, ErrUnknownService)
+	}
+	sums := s.looker.Look(ctx, time.Now(), keys)
+	next := 0
+	for i := range all {
+		for j := range all[i].Sockets {
+			sock := &all[i].Sockets[j]
+			sock.account(sums[next])
+			if flows {
+				sock.Flows, sock.FlowsWhy = s.looker.Flows(ctx, keys[next], all[i].PIDs)
+			}
+			next++
+		}
+	}
+	return all, ctx.Err()
+}
+
+// status copies what the loop knows of a unit.
+func (u *unit) status() Status {
+	life := u.policy.life()
+	st := Status{
+		Name: u.spec.Name, State: life.state.String(), Reason: string(life.reason), Since: life.since,
+		Handoff: u.spec.Handoff.String(), Accept: u.spec.Accept,
+		Starts: u.starts, Failures: u.fails,
+		Idle:    IdleStatus{When: u.spec.Idle.When.String()},
+		Sockets: make([]SocketStatus, len(u.ports)),
+	}
+	if life.err != nil {
+		st.Error = life.err.Error()
+	}
+	for _, p := range u.procs {
+		st.PIDs = append(st.PIDs, p.PID())
+	}
+	if after := u.spec.Idle.StopAfter; after > 0 {
+		st.Idle.StopAfter = after.String()
+		st.Idle.Busy = life.busy
+		if life.state == Running && !life.deadline.IsZero() {
+			at := life.deadline
+			st.Idle.StopsAt = &at
+		}
+	}
+	for i := range u.ports {
+		p := &u.ports[i]
+		st.Sockets[i] = SocketStatus{Name: p.sock.Spec().Name, Address: p.sock.Address().String(), Accepted: p.accepted}
+	}
+	return st
+}
+
+// account fills in what the kernel says.
+func (s *SocketStatus) account(sum activity.Summary) {
+	s.Known, s.Why, s.Open, s.Queued, s.In, s.Out = sum.Known, sum.Why, sum.Open, sum.Queued, sum.In, sum.Out
+	last := sum.Last
+	if sum.LastPayload.After(last) {
+		last = sum.LastPayload
+	}
+	if !last.IsZero() {
+		s.LastActivity = &last
+	}
+}

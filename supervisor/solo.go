@@ -1,0 +1,321 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"hibergate/supervisor/process"
+)
+
+// solo is the policy of a service with one process that holds all its sockets.
+type solo struct {
+	lifecycle
+	spec *Service
+
+	started time.Time // of the running process
+	wanted  wanted    // what somebody asked for while something else was under way
+	looking bool      // a look is under way
+
+	idle  idleness
+	stuck stuckness
+}
+
+// wanted is what to do as soon as the present step is over.
+type wanted uint8
+
+const (
+	wantNothing wanted = iota
+	wantSleep
+	wantWake
+	wantShutdown
+	wantShutdownNow
+)
+
+func newSolo(spec *Service, now time.Time) *solo {
+	return &solo{
+		spec:      spec,
+		lifecycle: lifecycle{state: Listening, reason: ReasonStarted, since: now},
+		idle:      idleness{spec: &spec.Idle},
+		stuck:     stuckness{after: firstBracket},
+	}
+}
+
+var errNothingRead = errors.New("the process ended, and what woke it still waits on the socket")
+
+// step implements policy.
+func (m *solo) step(now time.Time, ev event) []action {
+	switch ev := ev.(type) {
+	case socketReady:
+		if m.state == Listening {
+			return m.start(now, ReasonTraffic)
+		}
+	case wakeRequested:
+		return m.wake(now)
+	case sleepRequested:
+		return m.stopFor(now, wantSleep)
+	case shutdownRequested:
+		if ev.now {
+			return m.stopFor(now, wantShutdownNow)
+		}
+		return m.stopFor(now, wantShutdown)
+	case launched:
+		if m.state == Starting {
+			return m.run(now, ev)
+		}
+	case launchFailed:
+		if m.state == Starting {
+			return m.ended(now, m.fail(now, ReasonStartFailed, ev.err))
+		}
+	case looked:
+		if m.state == Running && m.looking {
+			return m.judge(now, ev)
+		}
+	case confirmed:
+		if m.state == Confirming {
+			return m.verdict(now, ev)
+		}
+	case deadlinePassed:
+		return m.timeout(now)
+	case exited:
+		return m.exit(now, ev)
+	case served: // accept = true only
+	}
+	return nil
+}
+
+// start leaves Listening or Backoff.
+func (m *solo) start(now time.Time, reason Reason) []action {
+	m.stuck.launch()
+	return []action{m.enter(now, Starting, reason, nil), disarm{}, launch{queue: m.stuck.bracket}}
+}
+
+func (m *solo) wake(now time.Time) []action {
+	switch m.state {
+	case Listening, Backoff:
+		return m.start(now, ReasonRequested)
+	case Stopping, Killing:
+		if m.wanted == wantSleep || m.wanted == wantNothing {
+			m.wanted = wantWake
+		}
+	case Starting, Running, Confirming, Stopped:
+	}
+	return nil
+}
+
+// run enters Running, or goes on to Stopping when somebody asked for that meanwhile.
+func (m *solo) run(now time.Time, ev launched) []action {
+	m.started = now
+	m.stuck.before = ev.queued
+	m.idle.begin(now)
+	acts := []action{m.enter(now, Running, ReasonLaunched, nil)}
+	if m.wanted != wantNothing {
+		return append(acts, m.stop(now, m.wanted)...)
+	}
+	m.deadline = m.idle.first(now)
+	return acts
+}
+
+// judge reads the answer to a look in Running.
+func (m *solo) judge(now time.Time, ev looked) []action {
+	m.looking = false
+	next, busy := m.idle.judge(now, ev.sums)
+	m.busy = busy
+	if busy == "" {
+		return []action{m.enter(now, Confirming, ReasonIdle, nil), confirm{}}
+	}
+	m.deadline = next
+	return nil
+}
+
+// verdict reads the answer to a look at the frozen process: it is thawed and
+// carries on, or is stopped. The stop signal is sent while it is still frozen,
+// so that it is the first thing it meets when it thaws.
+func (m *solo) verdict(now time.Time, ev confirmed) []action {
+	if m.wanted != wantNothing {
+		return m.stop(now, m.wanted)
+	}
+	if ev.err != nil {
+		m.busy = ev.err.Error()
+		acts := []action{m.enter(now, Running, ReasonFreeze, ev.err)}
+		m.deadline = m.idle.again(now)
+		return acts
+	}
+	next, busy := m.idle.judge(now, ev.sums)
+	m.busy = busy
+	if busy != "" {
+		acts := []action{thaw{}, m.enter(now, Running, ReasonBusy, nil)}
+		m.deadline = next
+		return acts
+	}
+	acts := []action{m.enter(now, Stopping, ReasonIdle, nil), signal{m.spec.Stop.Signal}, thaw{}}
+	m.deadline = now.Add(m.spec.Stop.Timeout)
+	return acts
+}
+
+// stopFor handles a request to stop, in any state.
+func (m *solo) stopFor(now time.Time, why wanted) []action {
+	switch m.state {
+	case Listening, Backoff:
+		if why == wantSleep {
+			return nil
+		}
+		return []action{m.enter(now, Stopped, ReasonShutdown, nil), disarm{}}
+	case Starting, Confirming:
+		m.wanted = max(m.wanted, why)
+		if m.wanted == wantWake {
+			m.wanted = why
+		}
+		return nil
+	case Running:
+		return m.stop(now, why)
+	case Stopping:
+		if why > wantSleep {
+			m.wanted = why
+		}
+		if why == wantShutdownNow {
+			return m.kill(now, ReasonShutdown)
+		}
+	case Killing:
+		if why > wantSleep {
+			m.wanted = why
+		}
+	case Stopped:
+	}
+	return nil
+}
+
+// stop sends the stop signal to a process that runs or is frozen.
+func (m *solo) stop(now time.Time, why wanted) []action {
+	m.wanted, m.looking = why, false
+	reason := ReasonRequested
+	if why >= wantShutdown {
+		reason = ReasonShutdown
+	}
+	if why == wantShutdownNow {
+		return m.kill(now, reason)
+	}
+	acts := []action{m.enter(now, Stopping, reason, nil), signal{m.spec.Stop.Signal}, thaw{}}
+	m.deadline = now.Add(m.spec.Stop.Timeout)
+	return acts
+}
+
+func (m *solo) kill(now time.Time, reason Reason) []action {
+	return []action{m.enter(now, Killing, reason, nil), signal{syscall.SIGKILL}}
+}
+
+func (m *solo) timeout(now time.Time) []action {
+	if !m.due(now) {
+		return nil
+	}
+	m.deadline = time.Time{}
+	switch m.state {
+	case Running:
+		m.looking = true
+		return []action{look{}}
+	case Stopping:
+		return m.kill(now, ReasonTimeout)
+	case Backoff:
+		return []action{m.enter(now, Listening, ReasonRetry, nil), arm{}}
+	case Listening, Starting, Confirming, Killing, Stopped:
+	}
+	return nil
+}
+
+// exit handles the end of the process.
+func (m *solo) exit(now time.Time, ev exited) []action {
+	m.looking, m.busy = false, ""
+	if now.Sub(m.started) >= goodRun {
+		m.failures = 0
+	}
+	switch m.state {
+	case Stopping, Killing:
+		m.failures, m.err = 0, nil
+		return m.ended(now, []action{m.enter(now, Listening, ReasonStopped, nil), arm{}})
+	case Running, Confirming:
+		if !clean(ev.status) {
+			return m.ended(now, m.fail(now, ReasonFailed, fmt.Errorf("%s", ev.status)))
+		}
+		if m.stuck.exit(ev.queued) {
+			return m.ended(now, m.fail(now, ReasonNothingRead, errNothingRead))
+		}
+		m.failures, m.err = 0, nil
+		return m.ended(now, []action{m.enter(now, Listening, ReasonExited, nil), arm{}})
+	case Listening, Starting, Backoff, Stopped:
+	}
+	return nil
+}
+
+// clean says whether a process ended as one that was not told to may: by itself,
+// with status 0, or by a signal that asks a program to end (systemd.service(5),
+// Restart=).
+func clean(s process.ExitStatus) bool {
+	switch s.Signal {
+	case 0:
+		return s.Code == 0
+	case syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE:
+		return true
+	}
+	return false
+}
+
+// ended carries out what was asked for while a process was there, now that none is.
+func (m *solo) ended(now time.Time, acts []action) []action {
+	w := m.wanted
+	m.wanted = wantNothing
+	switch w {
+	case wantShutdown, wantShutdownNow:
+		return append(acts, m.stopFor(now, w)...)
+	case wantWake:
+		return append(acts, m.start(now, ReasonRequested)...)
+	case wantNothing, wantSleep:
+	}
+	return acts
+}
+
+// stuckness finds runs that end without having taken what woke them. A process
+// may well end while others wait (one that serves a single connection does), so
+// a queue that is not empty says nothing. Therefore, after some clean ends in
+// a row with something still waiting, one run is put between two looks at
+// the queue: it took nothing if all that waited before still waits after.
+// The distance between two such runs doubles as long as they make progress.
+type stuckness struct {
+	inRow   int      // clean ends in a row with something still waiting
+	after   int      // bracket the run that follows this many
+	bracket bool     // the present run is bracketed
+	before  []uint64 // what waited when it was launched
+}
+
+// firstBracket is how many ends in a row are not looked at.
+const firstBracket = 2
+
+func (s *stuckness) launch() { s.bracket = s.inRow >= s.after }
+
+// exit says whether the run that ended was stuck. queued is what waits now:
+// nil where nothing does; its elements matter for a bracketed run only.
+func (s *stuckness) exit(queued []uint64) bool {
+	if len(queued) == 0 {
+		*s = stuckness{after: firstBracket}
+		return false
+	}
+	s.inRow++
+	if !s.bracket {
+		return false
+	}
+	left := make(map[uint64]bool, len(queued))
+	for _, id := range queued {
+		left[id] = true
+	}
+	for _, id := range s.before {
+		if !left[id] {
+			s.after = 2 * s.inRow
+			return false
+		}
+	}
+	if len(s.before) == 0 {
+		return false
+	}
+	s.after = 0 // from now on every run is looked at
+	return true
+}

@@ -1,0 +1,64 @@
+package supervisor
+
+// State is where a service is in its life, as users see it.
+type State uint8
+
+// The states. See doc.go for the transitions between them.
+const (
+	Listening  State = iota // the sockets are open, no process runs
+	Starting                // a process is being started
+	Running                 // a process has the sockets; accept = true: at least one connection is served
+	Confirming              // looked idle; frozen for one last look
+	Stopping                // the stop signal was sent
+	Killing                 // SIGKILL was sent
+	Backoff                 // a start or a run failed; clients wait in the queue until the next try
+	Stopped                 // the supervisor is going down and this service is done
+)
+
+// String returns the state's name, as status and logs show it.
+func (s State) String() string {
+	switch s {
+	case Listening:
+		return "listening"
+	case Starting:
+		return "starting"
+	case Running:
+		return "running"
+	case Confirming:
+		return "confirming"
+	case Stopping:
+		return "stopping"
+	case Killing:
+		return "killing"
+	case Backoff:
+		return "backoff"
+	case Stopped:
+		return "stopped"
+	}
+	return "unknown"
+}
+
+// Reason says why a service is in its state.
+type Reason string
+
+// The reasons, as status and logs show them.
+const (
+	ReasonStarted     Reason = "supervisor started"
+	ReasonTraffic     Reason = "traffic"          // something waits on a socket
+	ReasonRequested   Reason = "requested"        // somebody asked for it by the control socket
+	ReasonLaunched    Reason = "launched"         // the program was executed
+	ReasonServing     Reason = "serving"          // accept = true: a connection was accepted
+	ReasonIdle        Reason = "idle"             // no activity for stop_after
+	ReasonBusy        Reason = "busy after all"   // the last look, while frozen, found activity
+	ReasonFreeze      Reason = "cannot be frozen" // so the last look was not possible
+	ReasonExited      Reason = "exited"           // the process ended by itself
+	ReasonStopped     Reason = "stopped"          // the process ended as it was told to
+	ReasonServed      Reason = "served"           // accept = true: the last connection's process ended
+	ReasonFailed      Reason = "failed"           // the process ended with an error
+	ReasonStartFailed Reason = "start failed"     // there is no process
+	ReasonNothingRead Reason = "took no traffic"  // the process ended and what woke it still waits
+	ReasonResources   Reason = "out of resources" // descriptors or memory
+	ReasonTimeout     Reason = "stop timed out"   // still there after stop.timeout
+	ReasonRetry       Reason = "backoff over"     // the next try may begin
+	ReasonShutdown    Reason = "supervisor stops" // the supervisor is going down
+)

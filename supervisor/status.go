@@ -1,0 +1,47 @@
+package supervisor
+
+import (
+	"time"
+
+	"hibergate/supervisor/activity"
+)
+
+// Status is what a service was doing at one moment: a copy, safe to keep.
+type Status struct {
+	Name     string         `json:"name"`
+	State    string         `json:"state"`  // as State.String says: listening, starting, running, confirming, stopping, killing, backoff
+	Reason   string         `json:"reason"` // why it is in that state
+	Since    time.Time      `json:"since"`  // when it came into that state
+	Handoff  string         `json:"handoff"`
+	Accept   bool           `json:"accept"`
+	PIDs     []int          `json:"pids,omitempty"` // the processes it started that still run
+	Starts   uint64         `json:"starts"`         // processes started since the supervisor began
+	Failures uint64         `json:"failures"`       // starts and runs that failed
+	Error    string         `json:"error,omitempty"`
+	Idle     IdleStatus     `json:"idle"`
+	Sockets  []SocketStatus `json:"sockets"`
+}
+
+// IdleStatus says whether and when the service will be put to sleep.
+type IdleStatus struct {
+	When      string     `json:"when"`                 // "no-connections" or "no-traffic"
+	StopAfter string     `json:"stop_after,omitempty"` // a duration; empty: never stopped for idleness
+	StopsAt   *time.Time `json:"stops_at,omitempty"`   // the earliest time at which it can be stopped, as far as is known
+	Busy      string     `json:"busy,omitempty"`       // what keeps it awake at the last look, in words
+}
+
+// SocketStatus is the account of one socket.
+type SocketStatus struct {
+	Name         string            `json:"name"`
+	Address      string            `json:"address"` // where it listens, with the port the kernel chose
+	Known        bool              `json:"known"`   // false: the kernel could not be asked; see Why
+	Why          string            `json:"why,omitempty"`
+	Open         int               `json:"open"`
+	Queued       int               `json:"queued"`
+	In           activity.Counters `json:"in"`
+	Out          activity.Counters `json:"out"`
+	LastActivity *time.Time        `json:"last_activity,omitempty"`
+	Accepted     uint64            `json:"accepted,omitempty"` // accept = true: connections accepted
+	Flows        []activity.Flow   `json:"flows,omitempty"`
+	FlowsWhy     string            `json:"flows_why,omitempty"` // why Flows is not the whole truth
+}

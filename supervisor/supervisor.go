@@ -1,0 +1,375 @@
+package supervisor
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"hibergate/activation"
+	"hibergate/supervisor/activity"
+)
+
+// The errors that callers may want to tell apart.
+var (
+	ErrUnknownService = errors.New("unknown service")
+	ErrShuttingDown   = errors.New("hibergated is shutting down")
+	ErrPerConnection  = errors.New("accept = true: each connection starts a process of its own, there is nothing to wake")
+)
+
+// Options of a Supervisor.
+type Options struct {
+	Logger    *slog.Logger          // never nil
+	Inherited *activation.Inherited // sockets handed to us, used instead of opening new ones; nil: none
+	Table     string                // name of the nftables table that keeps the account
+	Changed   chan Counts           // gets the newest counts, replacing older ones; capacity 1; nil: nobody wants them
+}
+
+// Counts say how many services there are, have a process, and are in backoff.
+type Counts struct{ Awake, Failing, Total int }
+
+// Supervisor runs services. One goroutine, Run, owns all of them; everybody
+// else asks it by message and gets copies.
+type Supervisor struct {
+	log      *slog.Logger
+	watcher  Watcher
+	looker   Looker
+	launcher Launcher
+	changed  chan Counts
+
+	ready    chan []activation.Ready // from the watcher
+	results  chan result             // from the goroutines that Run started
+	requests chan func()             // from everybody else; run by Run
+	killNow  chan struct{}           // capacity 1
+	gone     chan struct{}           // closed when Run has returned
+
+	// Owned by Run.
+	units     []*unit
+	byName    map[string]*unit
+	procs     map[uint64]*instance // by token
+	lastToken uint64
+	timers    timers
+	timer     *time.Timer
+	inFlight  int     // goroutines that will send a result
+	toLook    []*unit // want a look
+	looking   bool    // one look is under way; it serves many services
+	counts    Counts
+	stopping  bool
+}
+
+// result is what a goroutine started by Run brings back.
+type result func(now time.Time)
+
+// New opens every socket of the services and starts to account for their
+// traffic. When a socket cannot be opened it closes all of them again, and the
+// error names each one that failed. Run must be called to give them up.
+func New(services []*Service, opts Options) (*Supervisor, error) {
+	opened, err := openAll(services, opts)
+	if err != nil {
+		return nil, err
+	}
+	watcher, err := activation.NewWatcher()
+	if err != nil {
+		return nil, errors.Join(err, closeAll(opened))
+	}
+	launcher, err := newExecLauncher()
+	if err != nil {
+		return nil, errors.Join(err, closeAll(opened))
+	}
+	var watched []activity.Socket
+	for i, sockets := range opened {
+		for _, sock := range sockets {
+			watched = append(watched, activity.Socket{
+				Key: uint32(len(watched)), Address: sock.Address(), FD: sock.FD(), Accounting: services[i].Accounting,
+			})
+		}
+	}
+	looker := activity.New(activity.Options{Logger: opts.Logger, Table: opts.Table}, watched)
+	s := newSupervisor(services, opened, opts)
+	s.watcher, s.launcher, s.looker = watcher, launcher, looker
+	return s, nil
+}
+
+// newSupervisor builds the part that does not touch the kernel.
+func newSupervisor(services []*Service, opened [][]*activation.Socket, opts Options) *Supervisor {
+	s := &Supervisor{
+		log:      opts.Logger,
+		changed:  opts.Changed,
+		ready:    make(chan []activation.Ready),
+		results:  make(chan result),
+		requests: make(chan func()),
+		killNow:  make(chan struct{}, 1),
+		gone:     make(chan struct{}),
+		units:    make([]*unit, len(services)),
+		byName:   make(map[string]*unit, len(services)),
+		procs:    make(map[uint64]*instance),
+	}
+	now, key := time.Now(), uint32(0)
+	for i, svc := range services {
+		u := &unit{spec: svc, index: i, place: -1, ports: make([]port, len(opened[i]))}
+		for j, sock := range opened[i] {
+			u.ports[j] = port{sock: sock, key: key}
+			key++
+		}
+		if svc.Accept {
+			u.policy = newPerConnection(svc, now)
+		} else {
+			u.policy = newSolo(svc, now)
+		}
+		s.units[i], s.byName[svc.Name] = u, u
+	}
+	s.counts.Total = len(services)
+	return s
+}
+
+// Missing says in words what the kernel does not permit us to know.
+func (s *Supervisor) Missing() []string { return s.looker.Missing() }
+
+// Run serves until ctx ends. Then it stops every process as its service wants
+// it, removes what was created and returns.
+func (s *Supervisor) Run(ctx context.Context) error {
+	defer close(s.gone)
+	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
+	watched := make(chan error, 1)
+	go func() { watched <- s.watcher.Run(watchCtx, s.ready) }()
+	s.timer = time.NewTimer(time.Hour)
+	s.timer.Stop()
+
+	var failed error
+	for _, u := range s.units {
+		for i := range u.ports {
+			p := &u.ports[i]
+			if err := s.watcher.Add(p.sock.FD(), socketToken(u.index, i, 0)); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("service %q: watch %s: %w", u.spec.Name, p.sock.Address(), err))
+			}
+		}
+		s.arm(u)
+	}
+	if failed == nil {
+		failed = s.loop(ctx, watched)
+	}
+	endWatch()
+	<-watched
+	for _, u := range s.units {
+		for i := range u.ports {
+			p := &u.ports[i]
+			if p.held != nil {
+				closeConnection(p.held)
+			}
+			_ = s.watcher.Remove(p.sock.FD()) // closing does it too
+			failed = errors.Join(failed, p.sock.Close())
+		}
+	}
+	return errors.Join(failed, s.looker.Close(), s.launcher.Close(), s.watcher.Close())
+}
+
+// loop handles one message after another until everything has stopped.
+func (s *Supervisor) loop(ctx context.Context, watched <-chan error) error {
+	done := ctx.Done()
+	for !s.stopping || s.inFlight > 0 || s.left() {
+		select {
+		case batch := <-s.ready:
+			now := time.Now()
+			for _, r := range batch {
+				s.notice(now, r)
+			}
+		case r := <-s.results:
+			s.inFlight--
+			r(time.Now())
+		case request := <-s.requests:
+			request()
+		case <-s.timer.C:
+			s.timeouts(time.Now())
+		case <-done:
+			done, s.stopping = nil, true
+			s.all(shutdownRequested{})
+		case <-s.killNow:
+			s.all(shutdownRequested{now: true})
+		case err := <-watched:
+			return fmt.Errorf("watch sockets: %w", err) // without it nothing ever wakes
+		}
+		s.startLook()
+		s.setTimer()
+	}
+	return nil
+}
+
+// left says whether a service has not stopped yet.
+func (s *Supervisor) left() bool {
+	return slices.ContainsFunc(s.units, func(u *unit) bool { return u.policy.life().state != Stopped })
+}
+
+func (s *Supervisor) all(ev event) {
+	now := time.Now()
+	for _, u := range s.units {
+		s.step(now, u, ev)
+	}
+}
+
+// notice turns a report of the watcher into an event.
+func (s *Supervisor) notice(now time.Time, r activation.Ready) {
+	if r.Token&processToken != 0 {
+		if p := s.procs[r.Token]; p != nil {
+			s.reap(now, p)
+		}
+		return
+	}
+	index, socket, gen := splitToken(r.Token)
+	u := s.units[index]
+	p := &u.ports[socket]
+	if !p.armed || p.gen != gen {
+		return // disarmed while the report was on its way
+	}
+	p.armed = false
+	if r.Hangup && s.revive(u, socket) {
+		s.armPort(u, socket)
+		return
+	}
+	s.step(now, u, socketReady{socket})
+}
+
+// revive makes a socket listen again that a process has shut down. It returns
+// false where the socket is sound.
+func (s *Supervisor) revive(u *unit, socket int) bool {
+	sock := u.ports[socket].sock
+	attrs := []any{slog.String("service", u.spec.Name), slog.String("address", sock.Address().String())}
+	err := s.watcher.Remove(sock.FD()) // Revive may put another socket under the same number
+	revived := false
+	if err == nil {
+		revived, err = sock.Revive()
+	}
+	if err == nil {
+		err = s.watcher.Add(sock.FD(), socketToken(u.index, socket, 0))
+	}
+	switch {
+	case err != nil:
+		s.log.Error("listening socket cannot be revived", append(attrs, slog.Any("err", err))...)
+	case revived:
+		s.log.Warn("listening socket revived: a process had shut it down", attrs...)
+	}
+	return err == nil && revived
+}
+
+// reap is told that a process has ended. Its process group is killed and it is
+// waited for; neither can block, as it is a zombie.
+func (s *Supervisor) reap(now time.Time, p *instance) {
+	u := p.unit
+	delete(s.procs, p.token)
+	u.procs = slices.DeleteFunc(u.procs, func(q *instance) bool { return q == p })
+	if err := s.watcher.Remove(p.PIDFD()); err != nil {
+		s.log.Error("process left in the watcher", slog.String("service", u.spec.Name), slog.Any("err", err))
+	}
+	status, err := p.Reap()
+	if err != nil {
+		s.log.Error("process not reaped", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
+	}
+	s.log.Debug("process ended", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.String("status", status.String()))
+	if u.spec.Accept || !s.waits(u) {
+		s.step(now, u, exited{status: status})
+		return
+	}
+	if !p.queue {
+		s.step(now, u, exited{status: status, queued: []uint64{0}})
+		return
+	}
+	s.goDo(func() result {
+		ids := s.queued(u)
+		return func(now time.Time) { s.step(now, u, exited{status: status, queued: ids}) }
+	})
+}
+
+// waits says whether something waits on a socket of the unit.
+func (s *Supervisor) waits(u *unit) bool {
+	return slices.ContainsFunc(u.ports, func(p port) bool {
+		pending, err := p.sock.Pending()
+		return err == nil && pending
+	})
+}
+
+// queued asks for the identities of what waits. It runs outside the loop.
+func (s *Supervisor) queued(u *unit) []uint64 {
+	ids, err := s.looker.Queued(context.Background(), u.keys())
+	if err != nil {
+		s.log.Debug("queue not read", slog.String("service", u.spec.Name), slog.Any("err", err))
+	}
+	return ids
+}
+
+// step tells a policy what happened and does what it wants.
+func (s *Supervisor) step(now time.Time, u *unit, ev event) {
+	for _, a := range u.policy.step(now, ev) {
+		s.do(u, a)
+	}
+	life := u.policy.life()
+	if u.due != life.deadline {
+		u.due = life.deadline
+		switch {
+		case u.place < 0:
+			heap.Push(&s.timers, u)
+		case u.due.IsZero():
+			heap.Remove(&s.timers, u.place)
+		default:
+			heap.Fix(&s.timers, u.place)
+		}
+	}
+	u.waiters = slices.DeleteFunc(u.waiters, func(w waiter) bool {
+		if !u.settled(w) {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+	if now := u.count(); now != u.counted {
+		s.counts.Awake += now.Awake - u.counted.Awake
+		s.counts.Failing += now.Failing - u.counted.Failing
+		u.counted = now
+		s.publish()
+	}
+}
+
+// count is what one unit adds to Counts.
+func (u *unit) count() (c Counts) {
+	if len(u.procs) > 0 {
+		c.Awake = 1
+	}
+	if u.policy.life().state == Backoff {
+		c.Failing = 1
+	}
+	return c
+}
+
+// publish puts the newest counts in the place of what nobody has read yet. Only
+// Run sends, so there is room after the first select.
+func (s *Supervisor) publish() {
+	if s.changed == nil {
+		return
+	}
+	select {
+	case <-s.changed:
+	default:
+	}
+	s.changed <- s.counts
+}
+
+// timeouts tells every unit whose deadline has come.
+func (s *Supervisor) timeouts(now time.Time) {
+	for len(s.timers) > 0 && !s.timers[0].due.After(now) {
+		u := s.timers[0]
+		s.step(now, u, deadlinePassed{})
+		if u.place >= 0 && !u.due.After(now) {
+			panic("supervisor: " + u.spec.Name + ": a deadline was not handled") // it would spin
+		}
+	}
+}
+
+// setTimer sets the one timer to the earliest deadline.
+func (s *Supervisor) setTimer() {
+	if len(s.timers) == 0 {
+		s.timer.Stop()
+		return
+	}
+	s.timer.Reset(time.Until(s.timers[0].due))
+}

@@ -1,0 +1,122 @@
+package supervisor
+
+import (
+	"time"
+
+	"hibergate/activation"
+)
+
+// unit is one service at work: its policy, its sockets, its processes.
+// Everything in it is owned by Supervisor.Run.
+type unit struct {
+	spec   *Service
+	policy policy
+	ports  []port
+	procs  []*instance
+
+	run    uint64 // counts launches, so that late answers about an earlier run are known as such
+	starts uint64
+	fails  uint64
+
+	counted Counts    // what it adds to Supervisor.counts
+	index   int       // in Supervisor.units
+	due     time.Time // the deadline under which it stands in the timer queue
+	place   int       // in the timer queue; -1: not there
+	waiters []waiter
+}
+
+// port is one socket of a unit.
+type port struct {
+	sock     *activation.Socket
+	key      uint32 // in the activity tracker
+	gen      uint32 // counts arms, so that a late report of an earlier one is known as such
+	armed    bool
+	accepted uint64
+	held     *connection // accepted, but no process could be started for it yet
+}
+
+// instance is one process of a unit.
+type instance struct {
+	Process
+	unit  *unit
+	token uint64
+	queue bool // ask for the identities of what waits when it ends
+}
+
+// connection is one that was accepted for a service with accept = true.
+type connection struct {
+	fd   int // owned until a process has it
+	peer activation.Peer
+}
+
+// waiter is somebody who wants to know when a service runs or sleeps.
+type waiter struct {
+	sleep bool   // else: runs
+	run   uint64 // the run at which the request came
+	done  chan struct{}
+}
+
+// settled says whether the waiter has been waiting long enough.
+func (u *unit) settled(w waiter) bool {
+	state := u.policy.life().state
+	if w.sleep {
+		return u.run != w.run || len(u.procs) == 0 && state != Starting && state != Stopping && state != Killing
+	}
+	return state != Starting && state != Stopping && state != Killing
+}
+
+func (u *unit) keys() []uint32 {
+	keys := make([]uint32, len(u.ports))
+	for i := range u.ports {
+		keys[i] = u.ports[i].key
+	}
+	return keys
+}
+
+func (u *unit) sockets() []*activation.Socket {
+	sockets := make([]*activation.Socket, len(u.ports))
+	for i := range u.ports {
+		sockets[i] = u.ports[i].sock
+	}
+	return sockets
+}
+
+// Tokens tell the descriptors in the watcher apart: a process, or the socket
+// of a unit in its generation.
+const processToken = 1 << 63
+
+func socketToken(unit, socket int, gen uint32) uint64 {
+	return uint64(unit)<<40 | uint64(socket)<<32 | uint64(gen)
+}
+
+func splitToken(token uint64) (unit, socket int, gen uint32) {
+	return int(token >> 40), int(token >> 32 & 0xff), uint32(token)
+}
+
+// timers is the queue of deadlines, the earliest first (container/heap).
+// Services without a deadline are not in it.
+type timers []*unit
+
+func (t timers) Len() int           { return len(t) }
+func (t timers) Less(i, j int) bool { return t[i].due.Before(t[j].due) }
+func (t timers) Swap(i, j int) {
+	t[i], t[j] = t[j], t[i]
+	t[i].place, t[j].place = i, j
+}
+
+// Push and Pop are for container/heap.
+func (t *timers) Push(x any) {
+	u := x.(*unit)
+	u.place = len(*t)
+	*t = append(*t, u)
+}
+
+// Pop is for container/heap.
+func (t *timers) Pop() any {
+	last := len(*t) - 1
+	u := (*t)[last]
+	(*t)[last] = nil
+	*t = (*t)[:last]
+	u.place = -1
+	return u
+}
