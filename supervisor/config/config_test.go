@@ -1,0 +1,352 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hibergate/activation"
+	"hibergate/supervisor"
+	"hibergate/supervisor/activity"
+	"hibergate/supervisor/process"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+const testdata = "../../testdata/config"
+
+// Each broken configuration tells one story and has exact messages.
+func TestInvalid(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(testdata, "invalid")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stories := 0
+	for _, e := range entries {
+		base, ok := strings.CutSuffix(e.Name(), ".toml")
+		if e.IsDir() {
+			base, ok = strings.CutSuffix(e.Name(), ".d")
+		}
+		if !ok {
+			continue
+		}
+		stories++
+		t.Run(base, func(t *testing.T) {
+			t.Parallel()
+			_, err := Load(filepath.Join(dir, e.Name()))
+			if _, ok := errors.AsType[Problems](err); !ok {
+				t.Fatalf("got error %v, want Problems", err)
+			}
+			got := strings.ReplaceAll(err.Error()+"\n", dir+"/", "")
+			golden := filepath.Join(dir, base+".err")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+		})
+	}
+	if stories < 45 {
+		t.Errorf("got %d broken configurations, want at least 45", stories)
+	}
+}
+
+func TestValid(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(filepath.Join(testdata, "valid", "*.toml"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no valid configurations: %v", err)
+	}
+	for _, f := range files {
+		c, err := Load(f)
+		if err != nil {
+			t.Errorf("load %s:\n%v", f, err)
+			continue
+		}
+		if diff := cmp.Diff([]string{f}, c.Files); diff != "" {
+			t.Errorf("files of %s (-want +got):\n%s", f, diff)
+		}
+	}
+}
+
+// The file that uses every key sets every field of a service, so that no key can be
+// forgotten; and it has every key of the schema.
+func TestEveryKey(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(testdata, "valid", "every-key.toml")
+	c, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := map[string]bool{}
+	for _, s := range c.Services {
+		fields(reflect.ValueOf(*s), "Service", set)
+	}
+	for field, ok := range set {
+		if !ok {
+			t.Errorf("no service sets %s", field)
+		}
+	}
+	if len(set) < 40 {
+		t.Errorf("only %d fields were looked at", len(set))
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for path := range indexLines(string(text)) {
+		parts := strings.Split(path, pathSeparator)
+		used[parts[len(parts)-1]] = true
+	}
+	for _, table := range newSchema().tables() {
+		for _, k := range table.keys {
+			if !used[k.name] {
+				t.Errorf("%s does not use the key %q of %s", file, k.name, table.title)
+			}
+		}
+	}
+}
+
+// Each key goes into its own field.
+func TestValues(t *testing.T) {
+	t.Parallel()
+	c, err := Load(filepath.Join(testdata, "valid", "every-key.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := func(n int) *int { return &n }
+	want := []*supervisor.Service{{
+		Name:    "inetd",
+		Sockets: []activation.Spec{{Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("127.0.0.1"), Port: 2000}, Name: "inetd"}},
+		Accept:  true,
+		Handoff: supervisor.Stdio,
+		Exec: process.Exec{
+			Command: []string{"/usr/bin/inetd-style", "--flag", ""}, Argv0: "in.style",
+			User: "nobody", Group: "nogroup", SupplementaryGroups: []string{"adm", "1000"},
+			WorkingDirectory: "~", Environment: []string{"TERM=dumb", "EMPTY="},
+			EnvironmentFiles: []string{"/etc/default/inetd-style", "-/etc/default/inetd-style.local"},
+			UCSPIEnv:         true,
+		},
+		Stop:       supervisor.DefaultStop(),
+		Accounting: activity.Conntrack,
+	}, {
+		Name: "every",
+		Sockets: []activation.Spec{{
+			Address: activation.Address{Network: activation.TCP, Port: 2001}, Name: "web",
+			Options: activation.Options{
+				Backlog: 128, Family: activation.FamilyDual, Device: "eth0", ReusePort: true, FreeBind: true, Transparent: true,
+				KeepAlive: true, KeepAliveTime: time.Minute, KeepAliveInterval: 10 * time.Second, KeepAliveProbes: 3,
+				NoDelay: true, DeferAccept: 5 * time.Second, Congestion: "reno", ReceiveBuffer: 1 << 20, SendBuffer: 65536,
+				Mark: number(1), Priority: number(6), TOS: number(16), TTL: 64,
+			},
+		}, {
+			Address: activation.Address{Network: activation.UDP, Port: 2001}, Name: "every",
+			Options: activation.Options{Family: activation.FamilyIPv4, Broadcast: true, Mark: number(0)},
+		}, {
+			Address: activation.Address{Network: activation.Unixpacket, Path: "/run/every/admin.sock"}, Name: "admin",
+			Options: activation.Options{
+				PassCredentials: true, Mode: 0o660, DirMode: 0o750, Owner: "root", Group: "adm",
+				Symlinks: []string{"/run/admin.sock", "/run/every.sock"}, RemoveOnStop: true,
+			},
+		}, {
+			Address: activation.Address{Network: activation.FIFO, Path: "/run/every/fifo"}, Name: "every",
+			Options: activation.Options{PipeSize: 64 << 10, Mode: 0o600},
+		}},
+		Exec:       process.Exec{Command: []string{"/usr/bin/every"}, WorkingDirectory: "/var/lib/every", Environment: []string{"EMPTY=", "LANG=C.UTF-8"}},
+		Idle:       supervisor.Idle{When: activity.NoTraffic, StopAfter: time.Minute},
+		Stop:       supervisor.Stop{Signal: syscall.SIGINT, Timeout: 20 * time.Second},
+		Accounting: activity.SockDiag,
+	}, {
+		Name: "short",
+		Sockets: []activation.Spec{
+			{Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("::1"), Port: 2002}, Name: "short"},
+			{Address: activation.Address{Network: activation.Unix, Path: "@short"}, Name: "short"},
+		},
+		Exec:       process.Exec{Command: []string{"/usr/bin/short"}},
+		Idle:       supervisor.Idle{StopAfter: 50 * time.Millisecond},
+		Stop:       supervisor.DefaultStop(),
+		Accounting: activity.Conntrack,
+	}}
+	if diff := cmp.Diff(want, c.Services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("services (-want +got):\n%s", diff)
+	}
+}
+
+// fields notes for each field below v whether it is not zero here or was not before.
+func fields(v reflect.Value, name string, set map[string]bool) {
+	switch {
+	case v.Type() == reflect.TypeFor[activation.Address]():
+		set[name] = set[name] || !v.IsZero()
+	case v.Kind() == reflect.Struct:
+		for i := range v.NumField() {
+			fields(v.Field(i), name+"."+v.Type().Field(i).Name, set)
+		}
+	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct:
+		for i := range v.Len() {
+			fields(v.Index(i), name, set)
+		}
+	default:
+		set[name] = set[name] || !v.IsZero()
+	}
+}
+
+func TestDirectory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, "b.toml", "service.two = { listen = 'tcp://:2', command = ['/b'] }\n[service.three]\nlisten = 'tcp://:3'\ncommand = ['/b']")
+	write(t, dir, "a.toml", "[service.one]\nlisten = 'tcp://:1'\ncommand = ['/b']\naccounting = 'auto'")
+	write(t, dir, "z.toml", "[hibergated]\naccounting = 'sock-diag'\ncontrol = '/c'")
+	write(t, dir, ".hidden.toml", "x")
+	write(t, dir, "backup.toml~", "x")
+	write(t, dir, "other.conf", "x")
+	c, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range c.Services {
+		got = append(got, fmt.Sprintf("%s %s %d", s.Name, s.Sockets[0].Address, s.Accounting))
+	}
+	want := []string{"one tcp://:1 0", "two tcp://:2 2", "three tcp://:3 2"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("services (-want +got):\n%s", diff)
+	}
+	files := []string{filepath.Join(dir, "a.toml"), filepath.Join(dir, "b.toml"), filepath.Join(dir, "z.toml")}
+	if diff := cmp.Diff(files, c.Files); diff != "" || c.Control != "/c" {
+		t.Errorf("control %q, files (-want +got):\n%s", c.Control, diff)
+	}
+}
+
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	empty := t.TempDir()
+	for name, path := range map[string]string{
+		"a directory without files":       empty,
+		"a file that does not exist":      filepath.Join(empty, "x.toml"),
+		"a directory that does not exist": filepath.Join(empty, "x"),
+	} {
+		_, err := Load(path)
+		_, ok := errors.AsType[Problems](err)
+		if err == nil || ok || !strings.HasPrefix(err.Error(), "read configuration: ") {
+			t.Errorf("%s: got %v, want an error that is not Problems", name, err)
+		}
+	}
+	large := write(t, empty, "large.toml", "#"+strings.Repeat("x", maxFile))
+	deep := write(t, empty, "nested.toml", "x = "+strings.Repeat("[", maxBrackets+1))
+	if err := os.Mkdir(filepath.Join(empty, "dir.toml"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Load(empty)
+	want := fmt.Sprintf("%s: is a directory\n%s: larger than 4 MiB\n%s: more than 500000 brackets", filepath.Join(empty, "dir.toml"), large, deep)
+	if err == nil || err.Error() != want {
+		t.Errorf("got:\n%v\nwant:\n%s", err, want)
+	}
+}
+
+func TestDefaultControl(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
+	want := "/run/user/7/hibergated/control.sock"
+	if os.Geteuid() == 0 {
+		want = "/run/hibergated/control.sock"
+	}
+	if got := DefaultControl(); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if c, err := Load(write(t, t.TempDir(), "x.toml", "")); err != nil || c.Control != want {
+		t.Errorf("got control %v and error %v, want %s", c, err, want)
+	}
+}
+
+// The values that the configuration leaves out are the documented ones.
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	c, err := Load(write(t, t.TempDir(), "x.toml", "[service.web]\nlisten = 'tcp://:80'\ncommand = ['/bin/web', '']"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &supervisor.Service{
+		Name:    "web",
+		Sockets: []activation.Spec{{Address: activation.Address{Network: activation.TCP, Port: 80}, Name: "web"}},
+		Stop:    supervisor.DefaultStop(),
+	}
+	want.Exec.Command = []string{"/bin/web", ""}
+	if got := c.Services[0]; !reflect.DeepEqual(want, got) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestReference(t *testing.T) {
+	t.Parallel()
+	text := Reference()
+	for _, table := range newSchema().tables()[1:] {
+		for _, k := range table.keys {
+			if row := fmt.Sprintf("| `%s` | %s |", k.name, k.kind); !strings.Contains(text, row) {
+				t.Errorf("the reference has no row %s", row)
+			}
+			if k.meaning == "" || k.kind == "" {
+				t.Errorf("the key %q is not documented", k.name)
+			}
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	for _, pattern := range []string{"valid/*.toml", "invalid/*.toml"} {
+		files, _ := filepath.Glob(filepath.Join(testdata, pattern))
+		for _, name := range files {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(string(text))
+		}
+	}
+	f.Add("\x02") // the decoder gives position -1
+	f.Fuzz(func(t *testing.T, text string) {
+		d := newDecoder()
+		d.file("f.toml", text, nil)
+		d.finish()
+		for _, p := range d.problems() {
+			if p.Line < 1 || p.Line > 1+strings.Count(text, "\n") {
+				t.Errorf("line %d is not in the text: %s", p.Line, p)
+			}
+			if p.Text == "" {
+				t.Errorf("no text in %+v", p)
+			}
+		}
+		for _, s := range d.config.Services {
+			if len(d.findings) == 0 && (len(s.Sockets) == 0 || len(s.Exec.Command) == 0 || s.Stop.Signal == 0 || s.Stop.Timeout <= 0) {
+				t.Errorf("a service that is not whole: %+v", s)
+			}
+		}
+	})
+}
+
+func write(tb testing.TB, dir, name, text string) string {
+	tb.Helper()
+	name = filepath.Join(dir, name)
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		tb.Fatal(err)
+	}
+	return name
+}

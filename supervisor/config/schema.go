@@ -1,0 +1,243 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A key is one key of a table: how it is read, and what the reference says of it.
+type key struct {
+	name    string
+	kind    string // its type in words
+	def     string // its default in words; empty: none
+	meaning string // one line
+	fits    kinds  // which sockets it is for; only in tables of listen, 0: every socket
+
+	set func(d *decoder, raw any) // stores the value, or notes what is wrong with it
+}
+
+// A table is a kind of table that the configuration has.
+type table struct {
+	title string // as the reference calls it
+	keys  []key
+
+	byName map[string]*key
+}
+
+// A schema is every table that the configuration has. It drives decoding, suggestions
+// and the reference.
+type schema struct {
+	root, hibergated, service, idle, stop, listen table
+}
+
+func newSchema() *schema {
+	s := &schema{
+		root:       table{title: "the top level", keys: rootKeys()},
+		hibergated: table{title: "[hibergated]", keys: hibergatedKeys()},
+		service:    table{title: "[service.NAME]", keys: serviceKeys()},
+		idle:       table{title: "[service.NAME.idle]", keys: idleKeys()},
+		stop:       table{title: "[service.NAME.stop]", keys: stopKeys()},
+		listen:     table{title: "a table in listen", keys: listenKeys()},
+	}
+	for _, t := range s.tables() {
+		t.byName = make(map[string]*key, len(t.keys))
+		for i := range t.keys {
+			t.byName[t.keys[i].name] = &t.keys[i]
+		}
+	}
+	return s
+}
+
+func (s *schema) tables() []*table {
+	return []*table{&s.root, &s.hibergated, &s.service, &s.listen, &s.idle, &s.stop}
+}
+
+// The keys are functions and no variables: what a setter writes to is found through the
+// decoder, so that a schema has no state and a Load shares nothing with another.
+
+func rootKeys() []key {
+	return []key{
+		{"hibergated", "table", "", "settings of hibergated itself; once in all files", 0, (*decoder).hibergated},
+		{"service", "table of tables", "", "the services, by their names", 0, (*decoder).services},
+	}
+}
+
+func hibergatedKeys() []key {
+	return []key{
+		{
+			"control", "absolute path", "`/run/hibergated/control.sock`; for an ordinary user `$XDG_RUNTIME_DIR/hibergated/control.sock`",
+			"the socket on which `hibergated status` and the other commands reach it", 0,
+			(*decoder).control,
+		},
+		{
+			"accounting", `"auto", "conntrack" or "sock-diag"`, `"auto"`, "`accounting` of the services that do not set it", 0,
+			func(d *decoder, raw any) { d.accounting(raw, &d.defaultAccounting) },
+		},
+	}
+}
+
+func serviceKeys() []key {
+	return []key{
+		{
+			"listen", "address, or array of addresses and tables", "required", "the sockets, in the order in which the process gets them", 0,
+			(*decoder).listen,
+		},
+		{
+			"accept", "boolean", "false", "true: one process for each connection; false: one process for all sockets", 0,
+			func(d *decoder, raw any) { d.boolean(raw, &d.service.Accept) },
+		},
+		{
+			"handoff", `"listen-fds" or "stdio"`, `"listen-fds"`, "how the process gets its sockets: from descriptor 3 on with `LISTEN_FDS`, or as standard input and output", 0,
+			(*decoder).handoff,
+		},
+		{
+			"command", "array of strings", "required", "the program, as an absolute path, and its arguments; no shell", 0,
+			(*decoder).command,
+		},
+		{
+			"argv0", "string", "the path of the program", "the name under which the program sees itself", 0,
+			func(d *decoder, raw any) { d.text(raw, &d.service.Exec.Argv0) },
+		},
+		{
+			"user", "string", "the user of hibergated", "name or number; looked up at each start", 0,
+			func(d *decoder, raw any) { d.account(raw, &d.service.Exec.User) },
+		},
+		{
+			"group", "string", "the group of `user`", "name or number", 0,
+			func(d *decoder, raw any) { d.account(raw, &d.service.Exec.Group) },
+		},
+		{
+			"supplementary_groups", "array of strings", "none", "groups beside those that `user` is in", 0,
+			func(d *decoder, raw any) { d.texts(raw, &d.service.Exec.SupplementaryGroups, (*decoder).account) },
+		},
+		{
+			"working_directory", "absolute path or `~`", "`/`", "where the process starts; `~` is the home of `user`", 0,
+			(*decoder).workingDirectory,
+		},
+		{
+			"environment", `table of strings, or array of "NAME=value"`, "none", "variables beside those that hibergated sets", 0,
+			(*decoder).environment,
+		},
+		{
+			"environment_files", "array of absolute paths", "none", "files with `NAME=value` lines, read at each start, later ones win; a leading `-` allows a file to be missing", 0,
+			func(d *decoder, raw any) { d.texts(raw, &d.service.Exec.EnvironmentFiles, (*decoder).environmentFile) },
+		},
+		{
+			"ucspi_env", "boolean", "false", "sets `PROTO`, `TCPREMOTEIP` and the other UCSPI variables; needs `accept = true`", 0,
+			func(d *decoder, raw any) { d.boolean(raw, &d.service.Exec.UCSPIEnv) },
+		},
+		{
+			"accounting", `"auto", "conntrack" or "sock-diag"`, "that of `[hibergated]`", "which accounts of the kernel are read to know when the service is idle", 0,
+			func(d *decoder, raw any) { d.accounting(raw, &d.service.Accounting) },
+		},
+		{
+			"idle_timeout", "duration", "never", "short for `idle.stop_after`", 0,
+			(*decoder).stopAfter,
+		},
+		{
+			"idle", "table", "", "when the service is put to sleep", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.idle, raw) },
+		},
+		{
+			"stop", "table", "", "how its process is ended", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.stop, raw) },
+		},
+	}
+}
+
+func idleKeys() []key {
+	return []key{
+		{
+			"when", `"no-connections" or "no-traffic"`, `"no-connections"`, "idle since the last connection closed, or since the last byte of payload", 0,
+			(*decoder).idleWhen,
+		},
+		{
+			"stop_after", "duration", "never", "how long a service is idle before it is stopped; at least 50ms", 0,
+			(*decoder).stopAfter,
+		},
+	}
+}
+
+func stopKeys() []key {
+	return []key{
+		{
+			"signal", "signal", `"SIGTERM"`, "what asks the processes to end: a name with or without SIG, or a number", 0,
+			(*decoder).signal,
+		},
+		{
+			"timeout", "duration", `"90s"`, "how long they have before they are killed", 0,
+			func(d *decoder, raw any) { d.duration(raw, 1, &d.service.Stop.Timeout) },
+		},
+	}
+}
+
+// names returns the names of the keys, in the order of the reference.
+func (t *table) names() []string {
+	names := make([]string, len(t.keys))
+	for i, k := range t.keys {
+		names[i] = k.name
+	}
+	return names
+}
+
+// nearest returns the word that was probably meant; empty where none is near: more
+// than a third of the letters would have to change.
+func nearest(word string, words []string) string {
+	best, near := max(1, len(word)/3)+1, "" // one letter of a short word may be wrong too
+	if len(word) > 64 {                     // no key is that long, and the cost grows with it
+		return ""
+	}
+	for _, w := range words {
+		if n := distance(word, w); n < best {
+			best, near = n, w
+		}
+	}
+	return near
+}
+
+// distance is the least number of bytes to insert, delete, replace or swap with their
+// neighbour: Damerau's and Levenshtein's, each byte touched once.
+func distance(a, b string) int {
+	rows := [3][]int{make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		before, above, row := rows[(i+1)%3], rows[(i+2)%3], rows[i%3]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			same := above[j-1]
+			if a[i-1] != b[j-1] {
+				same++
+			}
+			row[j] = min(same, row[j-1]+1, above[j]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)%3][len(b)]
+}
+
+// Reference describes every key as Markdown, a table for each table of the configuration,
+// so that the documentation cannot say something else than the decoder does.
+func Reference() string {
+	var b strings.Builder
+	cell := func(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
+	for i, t := range newSchema().tables()[1:] {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		fmt.Fprintf(&b, "### %s\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n", cell(strings.ToUpper(t.title[:1])+t.title[1:]))
+		for _, k := range t.keys {
+			meaning := k.meaning
+			if k.fits != 0 {
+				meaning += "; for " + k.fits.String()
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.name, cell(k.kind), cell(k.def), cell(meaning))
+		}
+	}
+	b.WriteString("\nA duration is a string with units: `\"50ms\"`, `\"5s\"`, `\"1m30s\"`, `\"2d\"`. A size is a number of bytes or\n" +
+		"a string with a unit of base 1024: `\"64K\"`, `\"1M\"`, `\"1G\"`. An octal string is `\"0660\"`.\n")
+	return b.String()
+}
