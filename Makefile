@@ -1,0 +1,86 @@
+# What each target needs: a Go toolchain. race needs a C compiler too; the tests say what they skip without
+# (nft, conntrack, python3 ...), and HIBERGATED_TEST_REQUIRE=all makes them fail instead.
+
+GOLANGCI_VERSION := 2.15.0
+LINT             := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
+
+PREFIX   ?= /usr/local
+UNITDIR  ?= $(PREFIX)/lib/systemd/system
+FUZZTIME ?= 10s
+BENCH    ?= .
+
+.PHONY: all build test race e2e fuzz bench lint fmt fmt-diff vet mod docs check demo install clean
+all: build
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o bin/hibergated ./cmd/hibergated
+
+# All tests, as root or as an ordinary user, with or without a C compiler.
+test:
+	CGO_ENABLED=0 go test ./...
+
+race:
+	CGO_ENABLED=1 go test -race -shuffle=on ./...
+
+# The stories under testdata, with the real binary and real programs.
+e2e:
+	CGO_ENABLED=0 go test -count=1 -v ./cmd/...
+
+# Every fuzzer for FUZZTIME.
+fuzz:
+	@set -e; grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file name; do \
+		name=$${name#func }; echo "== $${file%/*} $$name"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$${file%/*}" </dev/null; \
+	done
+
+bench:
+	CGO_ENABLED=0 go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+lint: $(LINT)
+	$(LINT) config verify
+	$(LINT) run
+
+fmt: $(LINT)
+	$(LINT) fmt
+
+fmt-diff: $(LINT)
+	$(LINT) fmt --diff
+
+# Building it takes minutes, so one of the same version that go install left behind is good enough.
+$(LINT):
+	@mkdir -p $(@D)
+	@have="$$(go env GOPATH)/bin/golangci-lint"; \
+	if "$$have" version 2>/dev/null | grep -qF 'version $(GOLANGCI_VERSION) '; then \
+		cp "$$have" $@; \
+	else \
+		GOBIN="$(CURDIR)/$(@D)" go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_VERSION) && \
+		mv $(@D)/golangci-lint $@; \
+	fi
+
+vet:
+	go vet ./...
+
+mod:
+	go mod verify
+	go mod tidy -diff
+
+# Writes what the program says of itself into docs/; the tests compare it.
+docs:
+	go test ./cmd/hibergated -run '^TestDocs$$' -count=1 -args -write-docs
+
+# What CI runs. That docs/ is up to date and that the fuzz seeds pass is part of the tests.
+check: build vet mod fmt-diff lint race e2e
+	$(MAKE) fuzz FUZZTIME=3s
+
+# The main job in one terminal; no root needed.
+demo: build
+	testdata/demo/run.sh bin/hibergated
+
+install: build
+	install -D -m 0755 bin/hibergated '$(DESTDIR)$(PREFIX)/bin/hibergated'
+	install -d -m 0755 '$(DESTDIR)/etc/hibergated' '$(DESTDIR)$(UNITDIR)'
+	sed 's,/usr/bin/hibergated,$(PREFIX)/bin/hibergated,' contrib/systemd/hibergated.service >'$(DESTDIR)$(UNITDIR)/hibergated.service'
+	chmod 0644 '$(DESTDIR)$(UNITDIR)/hibergated.service'
+
+clean:
+	rm -rf bin

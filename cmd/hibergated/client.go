@@ -1,0 +1,32 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/urfave/cli/v2"
+
+	"hibergate/supervisor/config"
+	"hibergate/supervisor/control"
+)
+
+// newClient finds the control socket: the one that is given, else the configured one, else the
+// default. A configuration that is not there or may not be read is none; one that
+// is given must be right.
+func newClient(c *cli.Context) (control.Client, error) {
+	if path, given := stringFlag(c, flagControl); given {
+		return control.Client{Path: path}, nil
+	}
+	path, given := stringFlag(c, flagConfig)
+	cfg, err := config.Load(path)
+	switch {
+	case err == nil:
+		return control.Client{Path: cfg.Control}, nil
+	case given:
+		return control.Client{}, err
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return control.Client{Path: config.DefaultControl()}, nil
+	default:
+		return control.Client{}, err
+	}
+}

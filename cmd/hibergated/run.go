@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"hibergate/activation"
+	"hibergate/supervisor"
+	"hibergate/supervisor/config"
+	"hibergate/supervisor/control"
+)
+
+// gcPercent trades CPU of a supervisor that is busy for memory of one that holds thousands of
+// sleeping services: the heap is small, and most of it lives as long as we do.
+const gcPercent = 50
+
+func runCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "run",
+		Usage: "hold the sockets, wake services and put them to sleep, until SIGTERM or SIGINT; a second one kills what still runs",
+		Flags: append([]cli.Flag{configFlag()}, logFlags()...),
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			logger, err := newLogger(c.App.ErrWriter, c.String(flagLogFormat), c.String(flagLogLevel))
+			if err != nil {
+				return err
+			}
+			path, _ := stringFlag(c, flagConfig)
+			return run(c.Context, path, logger)
+		},
+	}
+}
+
+// run is the life of a supervisor. It returns nil after a shutdown that was asked for.
+func run(ctx context.Context, configPath string, logger *slog.Logger) (err error) {
+	// From the start, so that a signal during it is not lost. SIGHUP and SIGPIPE (somebody
+	// closed our stderr) must not end a process that holds the sockets of others; they are caught rather than ignored
+	// because children inherit what is ignored.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	defer signal.Stop(signals)
+	debug.SetGCPercent(gcPercent)
+
+	inherited, err := activation.Inherit()
+	if err != nil {
+		return fmt.Errorf("take over sockets of systemd: %w", err)
+	}
+	defer func() { err = errors.Join(err, inherited.Close()) }()
+	cfg, err := config.Load(configPath)
+	if err != nil {
+		return err
+	}
+	// Before any socket is opened: it makes us the only supervisor of this control path, whose
+	// sockets and nftables table would otherwise be taken from the one that runs.
+	server, err := control.Listen(ctx, control.Options{Path: cfg.Control, Version: version(), Logger: logger})
+	if err != nil {
+		return err
+	}
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	// Last: who finds the path free may be sure that everything else is.
+	defer func() { err = errors.Join(err, server.Close(ctx)) }()
+
+	notify := newNotifier(logger)
+	sup, err := supervisor.New(cfg.Services, supervisor.Options{
+		Logger:    logger,
+		Inherited: inherited,
+		Table:     tableName(cfg.Control),
+		Changed:   notify.changed,
+	})
+	if err != nil {
+		return err
+	}
+	for _, unused := range inherited.Unused() {
+		logger.Warn("inherited socket not used: no service has its name or address", slog.String("socket", unused))
+	}
+	asked, shutdown := context.WithCancel(ctx)
+	defer shutdown()
+	ended := make(chan struct{})
+	defer close(ended)
+	helpers.Go(func() {
+		if err := server.Serve(sup); err != nil {
+			logger.Error("control socket not served", slog.Any("err", err))
+		}
+	})
+	helpers.Go(func() { watchSignals(signals, ended, logger, func() { notify.stopping(); shutdown() }, sup.KillNow) })
+	helpers.Go(func() { notify.run(ctx, ended, sup.Ping) })
+
+	// What it took to read the configuration and to open the sockets is not needed again.
+	debug.FreeOSMemory()
+	notify.ready(len(cfg.Services))
+	logger.Info("hibergated started", slog.String("version", version()), slog.Int("services", len(cfg.Services)), slog.String("control", cfg.Control))
+	if err := sup.Run(asked); err != nil {
+		return err
+	}
+	logger.Info("hibergated ended")
+	return nil
+}
+
+// watchSignals shuts down at the first request to end, and kills at the next. It returns when ended is closed.
+func watchSignals(signals <-chan os.Signal, ended <-chan struct{}, logger *slog.Logger, shutdown, kill func()) {
+	asked := false
+	for {
+		select {
+		case <-ended:
+			return
+		case sig := <-signals:
+			switch {
+			case sig == syscall.SIGPIPE:
+			case sig == syscall.SIGHUP:
+				logger.Warn("signal ignored: restart to read the configuration again", slog.String("signal", "SIGHUP"))
+			case !asked:
+				asked = true
+				logger.Info("shutting down; the same again kills what still runs", slog.String("signal", sig.String()))
+				shutdown()
+			default:
+				logger.Warn("killing what still runs", slog.String("signal", sig.String()))
+				kill()
+			}
+		}
+	}
+}
+
+// tableName names the nftables table of the supervisor with this control path: the same at
+// each of its runs, and another one for every other supervisor.
+func tableName(control string) string {
+	sum := sha256.Sum256([]byte(control))
+	return fmt.Sprintf("hibergated-%x", sum[:4])
+}
