@@ -144,11 +144,22 @@ func (l *look) askLedger(inet []due) {
 		return
 	}
 	for _, d := range asked {
+		if d.Accounting == Conntrack && !l.mayAskConntrack() {
+			d.fail(l.missing[conntrackWitness])
+		}
 		r := l.ledger.Reading(d.account)
 		d.count(r)
 		d.In, d.Out = d.counted.in, d.counted.out
 		d.Last, d.Exact = l.ago(r.Quiet), true
 	}
+}
+
+// mayAskConntrack says whether the table of flows can be read; where it could not, it tries again.
+func (t *Tracker) mayAskConntrack() bool {
+	if t.missing[conntrackWitness] != "" {
+		t.probeConntrack()
+	}
+	return t.missing[conntrackWitness] == ""
 }
 
 // connected are the states in which a connection may still carry something, or is

@@ -123,9 +123,9 @@ func (t *Tracker) loseLedger(now time.Time) error {
 // probeConntrack finds out whether the table of flows may be read, and turns its counters on.
 func (t *Tracker) probeConntrack() {
 	// There need not be such a flow: the question is whether one may ask.
-	any := netip.AddrPortFrom(netip.IPv4Unspecified(), 1)
+	nowhere := netip.AddrPortFrom(netip.IPv4Unspecified(), 1)
 	var f conntrack.Flow
-	if _, err := t.conntrack.Get(unix.IPPROTO_UDP, conntrack.Tuple{Source: any, Destination: any}, &f); err != nil {
+	if _, err := t.conntrack.Get(unix.IPPROTO_UDP, conntrack.Tuple{Source: nowhere, Destination: nowhere}, &f); err != nil {
 		t.missing[conntrackWitness] = explain("conntrack", err)
 		return
 	}
