@@ -1,7 +1,7 @@
 package activation
 
 import (
-	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -15,15 +15,24 @@ import (
 // not; an armed one is reported once, as soon as it is ready, and is then
 // disarmed. Between reports nothing happens: no timer, no wake-up.
 //
-// All methods but Run and Close may be called from any goroutine at any time. A
-// report may still be on its way when Disarm or Remove returns, so callers put a
-// generation into the token and drop reports of an old one.
+// One goroutine calls Wait; all other methods but Close may be called from any
+// goroutine at any time. A report may still be on its way when Disarm or Remove
+// returns, so callers put a generation into the token and drop reports of an old one.
 //
 // A registration belongs to the open file description (epoll(7)): it outlives the
 // descriptor where another process shares it. So call Remove before a descriptor is closed.
 type Watcher struct {
 	fd   int      // the epoll set
 	file *os.File // owns fd; waits for it in the runtime's poller, so that no thread sleeps in epoll_wait(2)
+	conn syscall.RawConn
+	bell int // an eventfd in the set, for Wake
+
+	// Owned by the goroutine that calls Wait.
+	deadline time.Time // of file
+	events   [readyBatch]unix.EpollEvent
+	n        int
+	err      error
+	ready    [readyBatch]Ready
 }
 
 // Ready is the report of one descriptor.
@@ -36,18 +45,37 @@ type Ready struct {
 // the kernel, which takes turns among the descriptors.
 const readyBatch = 256
 
+// bellToken is the token of the eventfd. No caller's token has all bits set.
+const bellToken = 1<<64 - 1
+
 // NewWatcher makes an empty epoll set. The caller closes it.
 func NewWatcher() (*Watcher, error) {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	w := &Watcher{fd: -1, bell: -1}
+	err := w.open()
 	if err != nil {
-		return nil, fmt.Errorf("create epoll set: %w", err)
+		return nil, errors.Join(fmt.Errorf("create epoll set: %w", err), w.Close())
+	}
+	return w, nil
+}
+
+func (w *Watcher) open() (err error) {
+	if w.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return err
+	}
+	if w.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return err
 	}
 	// An epoll set can be waited for like any other descriptor. os.NewFile only hands it to the
 	// runtime's poller when it is marked non-blocking, which means nothing to epoll itself.
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, errors.Join(fmt.Errorf("create epoll set: %w", err), unix.Close(fd))
+	if err = unix.SetNonblock(w.fd, true); err != nil {
+		return err
 	}
-	return &Watcher{fd: fd, file: os.NewFile(uintptr(fd), "epoll")}, nil
+	w.file = os.NewFile(uintptr(w.fd), "epoll")
+	if w.conn, err = w.file.SyscallConn(); err != nil {
+		return err
+	}
+	// Edge-triggered: each write is one report, and nobody has to read it away.
+	return w.control(unix.EPOLL_CTL_ADD, w.bell, unix.EPOLLIN|unix.EPOLLET, bellToken)
 }
 
 // Add says whether fd can be watched, and leaves it disarmed. It keeps nothing: an
@@ -106,77 +134,72 @@ func (w *Watcher) control(op, fd int, events uint32, token uint64) error {
 	return unix.EpollCtl(w.fd, op, fd, &unix.EpollEvent{Events: events, Fd: int32(uint32(token)), Pad: int32(uint32(token >> 32))})
 }
 
-// Run sends reports until ctx ends, and returns its error. Only one Run may be
-// active. ready should be unbuffered: a batch may be used until the next one is
-// received, when its memory is used again. While the receiver is busy, reports stay
-// in the kernel.
-func (w *Watcher) Run(ctx context.Context, ready chan<- []Ready) error {
-	conn, err := w.file.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("wait for descriptors: %w", err)
-	}
-	// A deadline in the past ends a Read that waits; one that ended another Run must go first.
-	if err := w.file.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("wait for descriptors: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = w.file.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	b := &batches{fd: w.fd} // all the memory that Run ever takes
+// Wake makes the present or the next Wait return. Several calls may count as one.
+func (w *Watcher) Wake() error {
+	one := binary.NativeEndian.AppendUint64(nil, 1)
 	for {
-		if err := conn.Read(b.fetch); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err() //nolint:wrapcheck // the caller knows its own context
-			}
-			return fmt.Errorf("wait for descriptors: %w", err)
+		_, err := unix.Write(w.bell, one)
+		if err == nil {
+			return nil
 		}
-		if b.err != nil {
-			return fmt.Errorf("wait for descriptors: %w", b.err)
-		}
-		select {
-		case ready <- b.take():
-		case <-ctx.Done():
-			return ctx.Err()
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wake watcher: %w", err)
 		}
 	}
 }
 
-// Close frees the epoll set. Run must have returned, and no other method may be
-// called any more.
-func (w *Watcher) Close() error { return w.file.Close() }
-
-// batches fetches reports into two slices by turns: one is the receiver's, the other
-// is filled.
-type batches struct {
-	fd     int
-	events [readyBatch]unix.EpollEvent
-	n      int
-	err    error
-	ready  [2][readyBatch]Ready
-	turn   int
+// Wait returns what is ready, as soon as anything is: an empty batch after Wake, or
+// at the deadline (the zero Time: none). The batch may be used until the next
+// Wait. What does not fit into it stays in the kernel.
+func (w *Watcher) Wait(deadline time.Time) ([]Ready, error) {
+	if !deadline.Equal(w.deadline) {
+		if err := w.file.SetReadDeadline(deadline); err != nil {
+			return nil, fmt.Errorf("wait for descriptors: %w", err)
+		}
+		w.deadline = deadline
+	}
+	if err := w.conn.Read(w.fetch); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("wait for descriptors: %w", err)
+	}
+	if w.err != nil {
+		return nil, fmt.Errorf("wait for descriptors: %w", w.err)
+	}
+	batch := w.ready[:0]
+	for i := range w.events[:w.n] {
+		e := &w.events[i]
+		if token := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32; token != bellToken {
+			batch = append(batch, Ready{Token: token, Hangup: e.Events&(unix.EPOLLHUP|unix.EPOLLERR) != 0})
+		}
+	}
+	return batch, nil
 }
 
 // fetch reads what is ready, without waiting. False makes the runtime call it
 // again when there is something.
-func (b *batches) fetch(uintptr) bool {
+func (w *Watcher) fetch(uintptr) bool {
 	for {
-		b.n, b.err = unix.EpollWait(b.fd, b.events[:], 0)
-		if !errors.Is(b.err, syscall.EINTR) {
-			return b.err != nil || b.n > 0
+		w.n, w.err = unix.EpollWait(w.fd, w.events[:], 0)
+		if !errors.Is(w.err, syscall.EINTR) {
+			return w.err != nil || w.n > 0
 		}
 	}
 }
 
-// take turns what was fetched into the batch whose turn it is.
-func (b *batches) take() []Ready {
-	out := b.ready[b.turn][:b.n]
-	b.turn = 1 - b.turn
-	for i := range out {
-		e := &b.events[i]
-		out[i] = Ready{
-			Token:  uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32,
-			Hangup: e.Events&(unix.EPOLLHUP|unix.EPOLLERR) != 0,
-		}
+// Close frees the epoll set. No other method may be called any more.
+func (w *Watcher) Close() error {
+	var err error
+	switch {
+	case w.file != nil:
+		err = w.file.Close()
+	case w.fd >= 0:
+		err = unix.Close(w.fd)
 	}
-	return out
+	if w.bell >= 0 {
+		err = errors.Join(err, unix.Close(w.bell))
+	}
+	w.fd, w.bell, w.file = -1, -1, nil
+	return err
 }

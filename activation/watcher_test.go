@@ -1,9 +1,9 @@
 package activation
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,20 +12,39 @@ import (
 	"hibergate/activation/nettest"
 )
 
-// run starts a Watcher that ends with the test.
+// run has a goroutine wait in a Watcher until the test ends.
 func run(tb testing.TB) (*Watcher, <-chan []Ready) {
 	tb.Helper()
 	w, err := NewWatcher()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, ended := make(chan []Ready), make(chan error)
-	go func() { ended <- w.Run(ctx, ready) }()
+	ready, stop, ended := make(chan []Ready), make(chan struct{}), make(chan error)
+	go func() {
+		for {
+			batch, err := w.Wait(time.Time{})
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case <-stop:
+				close(ended)
+				return
+			default:
+			}
+			if len(batch) > 0 {
+				ready <- slices.Clone(batch)
+			}
+		}
+	}()
 	tb.Cleanup(func() {
-		cancel()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
-			tb.Errorf("Run: %v", err)
+		close(stop)
+		if err := w.Wake(); err != nil {
+			tb.Error(err)
+		}
+		if err := <-ended; err != nil {
+			tb.Errorf("Wait: %v", err)
 		}
 		if err := w.Close(); err != nil {
 			tb.Error(err)
@@ -202,23 +221,44 @@ func TestWatcherErrors(t *testing.T) {
 	if err := w.Arm(-1, 1); !errors.Is(err, unix.EBADF) {
 		t.Errorf("got %v of no descriptor, want EBADF", err)
 	}
-	// Run ends at once when its context has ended, and can be called again.
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	for range 2 {
-		if err := w.Run(ctx, nil); !errors.Is(err, context.Canceled) {
-			t.Errorf("got %v, want the error of the context", err)
-		}
-	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Run(context.Background(), nil); err == nil {
-		t.Error("Run of a closed Watcher does not fail")
+}
+
+// Wait returns for a Wake, also for one that came before, and at its deadline; what is
+// ready at the deadline is returned.
+func TestWatcherWake(t *testing.T) {
+	t.Parallel()
+	w, err := NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := errors.Join(w.Wake(), w.Wake()); err != nil {
+		t.Fatal(err)
+	}
+	if batch, err := w.Wait(time.Time{}); len(batch) != 0 || err != nil {
+		t.Errorf("after Wake: got %v, %v, want an empty batch", batch, err)
+	}
+	begin := time.Now()
+	if batch, err := w.Wait(begin.Add(20 * time.Millisecond)); len(batch) != 0 || err != nil || time.Since(begin) < 20*time.Millisecond {
+		t.Errorf("deadline: got %v, %v after %s, want an empty batch after 20ms", batch, err, time.Since(begin))
+	}
+	fd := event(t)
+	if err := w.Arm(fd, 5); err != nil {
+		t.Fatal(err)
+	}
+	signal(t, fd)
+	if batch, err := w.Wait(time.Time{}); err != nil || !slices.Equal(batch, []Ready{{Token: 5}}) {
+		t.Errorf("after a deadline has passed: got %v, %v, want the report", batch, err)
+	}
+	if err := w.Remove(fd); err != nil {
+		t.Fatal(err)
 	}
 }
 
-// Every one of many sockets is reported once, in batches whose memory takes turns.
+// Every one of many sockets is reported once.
 func TestWatcherMany(t *testing.T) {
 	t.Parallel()
 	const n = 2000

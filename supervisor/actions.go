@@ -2,8 +2,9 @@ package supervisor
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"hibergate/supervisor/activity"
@@ -70,15 +71,23 @@ func (s *Supervisor) each(u *unit, what string, f func(Process) error) {
 	}
 }
 
-// goDo runs work outside the loop; what it returns is run by the loop.
-func (s *Supervisor) goDo(work func() result) {
+// goDo runs work outside the loop; what it returns is run by the loop. The work
+// comes first: it is what a client waits for, and here its caches are warm.
+func (s *Supervisor) goDo(work func() message) {
 	s.inFlight++
-	go func() { s.results <- work() }()
+	go func() {
+		result := work()
+		s.post(func(now time.Time) {
+			s.inFlight--
+			result(now)
+		})
+	}()
+	runtime.Gosched()
 }
 
 func (s *Supervisor) launch(u *unit, queue bool) {
 	u.run++
-	s.goDo(func() result {
+	s.goDo(func() message {
 		var ids []uint64
 		if queue {
 			ids = s.queued(u)
@@ -100,7 +109,7 @@ func (s *Supervisor) serve(u *unit, socket int) {
 	p := &u.ports[socket]
 	held := p.held
 	p.held = nil
-	s.goDo(func() result {
+	s.goDo(func() message {
 		b, err := s.launcher.Serve(u.spec, p.sock, held)
 		return func(now time.Time) {
 			p.held = b.held
@@ -123,8 +132,58 @@ func (s *Supervisor) adopt(u *unit, p Process, queue bool) {
 	u.starts++
 	u.procs = append(u.procs, inst)
 	s.procs[inst.token] = inst
-	if err := errors.Join(s.watcher.Add(p.PIDFD(), inst.token), s.watcher.Arm(p.PIDFD(), inst.token)); err != nil {
+	if err := s.watcher.Arm(p.PIDFD(), inst.token); err != nil {
 		s.log.Error("process not watched", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
+	}
+}
+
+// target is a unit that is looked at, as it was when the look was wanted.
+type target struct {
+	unit *unit
+	run  uint64
+	pids []int
+}
+
+func (u *unit) target() target {
+	t := target{unit: u, run: u.run}
+	for _, p := range u.procs {
+		t.pids = append(t.pids, p.PID())
+	}
+	return t
+}
+
+// look asks the kernel about all sockets of the targets in one pass. It runs
+// outside the loop and returns the answers of each target.
+func (s *Supervisor) look(ctx context.Context, targets ...target) [][]activity.Summary {
+	var keys []uint32
+	for _, t := range targets {
+		keys = append(keys, t.unit.keys()...)
+	}
+	sums := s.looker.Look(ctx, time.Now(), keys)
+	answers := make([][]activity.Summary, len(targets))
+	for i, t := range targets {
+		n := len(t.unit.ports)
+		answers[i], sums = sums[:n], sums[n:]
+		for j := range answers[i] {
+			s.lookIntoProcess(ctx, t, j, &answers[i][j])
+		}
+	}
+	return answers
+}
+
+// lookIntoProcess finds the connections of a Unix socket that sock_diag does not
+// show: those of clients in another network namespace, such as containers.
+func (s *Supervisor) lookIntoProcess(ctx context.Context, t target, socket int, sum *activity.Summary) {
+	sock := t.unit.ports[socket].sock
+	if a := sock.Address(); !a.Network.Unix() || !a.Network.Connections() || !sum.Known {
+		return
+	}
+	held, err := s.looker.Held(ctx, t.unit.ports[socket].key, t.pids)
+	if err != nil {
+		sum.Known, sum.Why = false, fmt.Sprintf("look into process: %v", err)
+	}
+	if held > sum.Open {
+		sum.Open, sum.PayloadUnseen = held, true
 	}
 }
 
@@ -133,15 +192,15 @@ func (s *Supervisor) confirm(u *unit) {
 	if len(u.procs) == 0 {
 		return // it has just ended, and exited is on its way
 	}
-	run, proc := u.run, u.procs[0].Process
-	s.goDo(func() result {
+	t, proc := u.target(), u.procs[0].Process
+	s.goDo(func() message {
 		var sums []activity.Summary
 		err := proc.Freeze(context.Background())
 		if err == nil {
-			sums = s.looker.Look(context.Background(), time.Now(), u.keys())
+			sums = s.look(context.Background(), t)[0]
 		}
 		return func(now time.Time) {
-			if u.run == run {
+			if u.run == t.run {
 				s.step(now, u, confirmed{sums: sums, err: err})
 			}
 		}
@@ -153,27 +212,19 @@ func (s *Supervisor) startLook() {
 	if s.looking || len(s.toLook) == 0 {
 		return
 	}
-	type target struct {
-		unit *unit
-		run  uint64
-	}
 	var targets []target
-	var keys []uint32
 	for _, u := range s.toLook {
-		targets = append(targets, target{u, u.run})
-		keys = append(keys, u.keys()...)
+		targets = append(targets, u.target())
 	}
 	s.toLook, s.looking = nil, true
-	s.goDo(func() result {
-		sums := s.looker.Look(context.Background(), time.Now(), keys)
+	s.goDo(func() message {
+		answers := s.look(context.Background(), targets...)
 		return func(now time.Time) {
 			s.looking = false
-			for _, t := range targets {
-				n := len(t.unit.ports)
+			for i, t := range targets {
 				if t.unit.run == t.run {
-					s.step(now, t.unit, looked{sums[:n]})
+					s.step(now, t.unit, looked{answers[i]})
 				}
-				sums = sums[n:]
 			}
 		}
 	})

@@ -3,14 +3,13 @@
 //
 // The decisions are pure: a policy (solo or perConnection, see machine.go) is
 // told what happened and returns what to do. One goroutine, [Supervisor.Run],
-// owns every policy, does what they return, and never blocks: launching,
-// accepting, freezing and looking at the kernel happen in goroutines that bring
-// back one result each. A sleeping service costs a struct; there is one
-// timer, set to the earliest deadline, and no ticker.
+// owns every policy, does what they return, and waits in one place: for traffic,
+// for a message, or for the earliest deadline. Launching, accepting, freezing
+// and looking at the kernel happen in goroutines that bring back one message each. A
+// sleeping service costs a struct, and there is no ticker.
 //
 //	goroutine             how many                      owns
-//	Supervisor.Run        1                             every unit, the timers
-//	activation.Watcher    1                             epoll_wait
+//	Supervisor.Run        1                             every unit, the deadlines, the Watcher's Wait
 //	launch, serve         at most 1 for each socket     one call of the Launcher
 //	look                  at most 1                     one pass over the witnesses
 //	confirm               at most 1 for each service    one freeze and one look

@@ -3,7 +3,6 @@ package supervisor
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -31,7 +30,8 @@ type stage struct {
 
 	mu     sync.Mutex     // never held while waiting: what follows belongs to the loop, its goroutines and the test
 	armed  map[int]uint64 // fd to token
-	ready  chan<- []activation.Ready
+	ready  chan []activation.Ready
+	bell   chan struct{}
 	procs  []*fakeProcess // all that were ever started, in order
 	fail   error          // what Launch returns
 	sum    activity.Summary
@@ -43,7 +43,10 @@ type stage struct {
 func perform(t *testing.T, services []*Service, test func(*stage)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		st := &stage{t: t, ended: make(chan error, 1), armed: map[int]uint64{}, sum: activity.Summary{Known: true, Exact: true}}
+		st := &stage{
+			t: t, ended: make(chan error, 1), armed: map[int]uint64{},
+			ready: make(chan []activation.Ready), bell: make(chan struct{}, 1), sum: activity.Summary{Known: true, Exact: true},
+		}
 		var opened [][]*activation.Socket
 		for _, svc := range services {
 			svc.Sockets = []activation.Spec{{Name: svc.Name, Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("127.0.0.1")}}}
@@ -56,7 +59,7 @@ func perform(t *testing.T, services []*Service, test func(*stage)) {
 			}
 			opened = append(opened, []*activation.Socket{sock})
 		}
-		st.s = newSupervisor(services, opened, Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		st.s = newSupervisor(services, opened, Options{Logger: slog.New(slog.DiscardHandler)})
 		st.s.watcher, st.s.launcher, st.s.looker = (*fakeWatcher)(st), (*fakeLauncher)(st), (*fakeLooker)(st)
 		ctx, cancel := context.WithCancel(t.Context())
 		st.stop = cancel
@@ -131,10 +134,26 @@ func (w *fakeWatcher) Arm(fd int, token uint64) error {
 func (w *fakeWatcher) Disarm(fd int, _ uint64) error { (*stage)(w).take(fd); return nil }
 func (w *fakeWatcher) Remove(fd int) error           { (*stage)(w).take(fd); return nil }
 func (w *fakeWatcher) Close() error                  { return nil }
-func (w *fakeWatcher) Run(ctx context.Context, ready chan<- []activation.Ready) error {
-	w.ready = ready
-	<-ctx.Done()
+func (w *fakeWatcher) Wake() error {
+	select {
+	case w.bell <- struct{}{}:
+	default:
+	}
 	return nil
+}
+
+func (w *fakeWatcher) Wait(deadline time.Time) ([]activation.Ready, error) {
+	var timer <-chan time.Time
+	if !deadline.IsZero() {
+		timer = time.After(time.Until(deadline))
+	}
+	select {
+	case batch := <-w.ready:
+		return batch, nil
+	case <-w.bell:
+	case <-timer:
+	}
+	return nil, nil
 }
 
 type fakeLauncher stage
@@ -177,6 +196,7 @@ func (l *fakeLooker) Look(_ context.Context, _ time.Time, keys []uint32) []activ
 	return slices.Repeat([]activity.Summary{l.sum}, len(keys))
 }
 func (l *fakeLooker) Queued(context.Context, []uint32) ([]uint64, error) { return nil, nil }
+func (l *fakeLooker) Held(context.Context, uint32, []int) (int, error)   { return 0, nil }
 func (l *fakeLooker) Flows(context.Context, uint32, []int) ([]activity.Flow, string) {
 	return nil, ""
 }
@@ -215,10 +235,12 @@ func (p *fakeProcess) Freeze(context.Context) error {
 	}
 	return nil
 }
+
 func (p *fakeProcess) Thaw() error {
 	p.set(func() { p.stopped = false })
 	return nil
 }
+
 func (p *fakeProcess) Reap() (process.ExitStatus, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -13,19 +13,22 @@ import (
 // What the loop needs of the world. Tests put fakes here; everywhere else these
 // are *activation.Watcher, *activity.Tracker and *execLauncher.
 
-// Watcher reports when a descriptor is ready, once for each Arm.
+// Watcher is where the loop waits: for a descriptor that is ready (once for each
+// Arm), for Wake, or for a deadline.
 type Watcher interface {
 	Add(fd int, token uint64) error
 	Arm(fd int, token uint64) error
 	Disarm(fd int, token uint64) error
 	Remove(fd int) error
-	Run(ctx context.Context, ready chan<- []activation.Ready) error
+	Wait(deadline time.Time) ([]activation.Ready, error)
+	Wake() error
 	Close() error
 }
 
 // Looker tells what the kernel knows about the traffic of sockets.
 type Looker interface {
 	Look(ctx context.Context, now time.Time, keys []uint32) []activity.Summary
+	Held(ctx context.Context, key uint32, roots []int) (int, error)
 	Queued(ctx context.Context, keys []uint32) ([]uint64, error)
 	Flows(ctx context.Context, key uint32, roots []int) ([]activity.Flow, string)
 	Missing() []string

@@ -36,12 +36,13 @@ type world struct {
 	trace   []any // events and actions, for the report of a failure
 }
 
-func newWorld(t testing.TB, accept bool) *world {
+func newWorld(tb testing.TB, accept bool) *world {
+	tb.Helper()
 	svc := &Service{
 		Name: "s", Accept: accept, Sockets: make([]activation.Spec, 2),
 		Idle: Idle{StopAfter: 10 * time.Second}, Stop: Stop{Signal: syscall.SIGTERM, Timeout: 5 * time.Second},
 	}
-	w := &world{t: t, svc: svc, now: time.Unix(1000, 0), armed: []bool{true, true}, seen: map[string]bool{}}
+	w := &world{t: tb, svc: svc, now: time.Unix(1000, 0), armed: []bool{true, true}, seen: map[string]bool{}}
 	if accept {
 		w.p = newPerConnection(svc, w.now)
 	} else {
@@ -131,7 +132,7 @@ func (w *world) check() {
 	if anyArmed && !mayArm {
 		w.fatalf("armed in %s", l.state)
 	}
-	if l.state == Listening && !w.svc.Accept && !(w.armed[0] && w.armed[1]) {
+	if l.state == Listening && !w.svc.Accept && (!w.armed[0] || !w.armed[1]) {
 		w.fatalf("listening with a disarmed socket")
 	}
 	if w.frozen && l.state != Confirming && l.state != Killing {
@@ -229,6 +230,7 @@ func (w *world) answer(ev event, detail int) event {
 		}
 		w.quiet = sum.Known && sum.Open == 0 && sum.Queued == 0
 		return confirmed{sums: sums}
+	case socketReady, launchFailed, exited, deadlinePassed, wakeRequested, sleepRequested, shutdownRequested:
 	}
 	return ev
 }
@@ -322,7 +324,7 @@ func readDiagram(t *testing.T) (tables [2]map[string]bool) {
 	row := regexp.MustCompile(`(?m)^//\t(\w+) +-> (\w+) +(.+)$`)
 	for i, text := range []string{first, second} {
 		for _, m := range row.FindAllStringSubmatch(text, -1) {
-			for _, reason := range strings.Split(m[3], ", ") {
+			for reason := range strings.SplitSeq(m[3], ", ") {
 				tables[i][fmt.Sprintf("%s -> %s (%s)", m[1], m[2], reason)] = true
 			}
 		}
@@ -335,8 +337,18 @@ func readDiagram(t *testing.T) (tables [2]map[string]bool) {
 func TestEveryEventInEveryState(t *testing.T) {
 	t.Parallel()
 	events := []event{
-		socketReady{}, launched{}, launchFailed{errors.New("no")}, served{}, exited{}, looked{make([]activity.Summary, 2)},
-		confirmed{sums: make([]activity.Summary, 2)}, deadlinePassed{}, wakeRequested{}, sleepRequested{}, shutdownRequested{}, shutdownRequested{now: true},
+		socketReady{},
+		launched{},
+		launchFailed{errors.New("no")},
+		served{},
+		exited{},
+		looked{make([]activity.Summary, 2)},
+		confirmed{sums: make([]activity.Summary, 2)},
+		deadlinePassed{},
+		wakeRequested{},
+		sleepRequested{},
+		shutdownRequested{},
+		shutdownRequested{now: true},
 	}
 	now := time.Unix(1000, 0)
 	for state := Listening; state <= Stopped; state++ {

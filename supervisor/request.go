@@ -9,29 +9,33 @@ import (
 )
 
 // ask has the loop run f, and waits until it has.
-func (s *Supervisor) ask(ctx context.Context, f func()) error {
+func (s *Supervisor) ask(f func()) error {
 	done := make(chan struct{})
-	select {
-	case s.requests <- func() { f(); close(done) }:
-	case <-s.gone:
+	if !s.post(func(time.Time) { f(); close(done) }) {
 		return ErrShuttingDown
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 	<-done // the loop never blocks
 	return nil
 }
 
 // Ping returns once the loop has answered: it is alive.
-func (s *Supervisor) Ping(ctx context.Context) error { return s.ask(ctx, func() {}) }
+func (s *Supervisor) Ping(ctx context.Context) error {
+	done := make(chan struct{})
+	if !s.post(func(time.Time) { close(done) }) {
+		return ErrShuttingDown
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // KillNow kills every process that still runs, without waiting for stop.timeout.
 // It is for a second signal, after the context of Run has ended; it never blocks.
 func (s *Supervisor) KillNow() {
-	select {
-	case s.killNow <- struct{}{}:
-	default:
-	}
+	s.post(func(time.Time) { s.all(shutdownRequested{now: true}) })
 }
 
 // Wake starts the process of a service if none runs, and returns once it runs
@@ -54,7 +58,7 @@ func (s *Supervisor) request(ctx context.Context, name string, sleep bool) (Stat
 	var status Status
 	var failed error
 	w := waiter{sleep: sleep, done: make(chan struct{})}
-	err := s.ask(ctx, func() {
+	err := s.ask(func() {
 		u := s.byName[name]
 		switch {
 		case u == nil:
@@ -90,7 +94,7 @@ func (s *Supervisor) request(ctx context.Context, name string, sleep bool) (Stat
 	case <-ctx.Done():
 		return status, ctx.Err() // the waiter is dropped when it settles
 	}
-	err = s.ask(ctx, func() { status = s.byName[name].status() })
+	err = s.ask(func() { status = s.byName[name].status() })
 	return status, err
 }
 
@@ -99,12 +103,12 @@ func (s *Supervisor) request(ctx context.Context, name string, sleep bool) (Stat
 // asks for each single connection too, which costs more.
 func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Status, error) {
 	var all []Status
-	var keys []uint32
-	err := s.ask(ctx, func() {
+	var targets []target
+	err := s.ask(func() {
 		for _, u := range s.units {
 			if name == "" || u.spec.Name == name {
 				all = append(all, u.status())
-				keys = append(keys, u.keys()...)
+				targets = append(targets, u.target())
 			}
 		}
 	})
@@ -114,16 +118,14 @@ func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Sta
 	if all == nil && name != "" {
 		return nil, fmt.Errorf("service %q: %w", name, ErrUnknownService)
 	}
-	sums := s.looker.Look(ctx, time.Now(), keys)
-	next := 0
-	for i := range all {
+	for i, sums := range s.look(ctx, targets...) {
+		keys := targets[i].unit.keys()
 		for j := range all[i].Sockets {
 			sock := &all[i].Sockets[j]
-			sock.account(sums[next])
+			sock.account(sums[j])
 			if flows {
-				sock.Flows, sock.FlowsWhy = s.looker.Flows(ctx, keys[next], all[i].PIDs)
+				sock.Flows, sock.FlowsWhy = s.looker.Flows(ctx, keys[j], all[i].PIDs)
 			}
-			next++
 		}
 	}
 	return all, ctx.Err()

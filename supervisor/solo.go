@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -88,7 +89,8 @@ func (m *solo) step(now time.Time, ev event) []action {
 // start leaves Listening or Backoff.
 func (m *solo) start(now time.Time, reason Reason) []action {
 	m.stuck.launch()
-	return []action{m.enter(now, Starting, reason, nil), disarm{}, launch{queue: m.stuck.bracket}}
+	report := m.enter(now, Starting, reason, nil)
+	return []action{launch{queue: m.stuck.bracket}, disarm{}, report}
 }
 
 func (m *solo) wake(now time.Time) []action {
@@ -251,13 +253,10 @@ func (m *solo) exit(now time.Time, ev exited) []action {
 // with status 0, or by a signal that asks a program to end (systemd.service(5),
 // Restart=).
 func clean(s process.ExitStatus) bool {
-	switch s.Signal {
-	case 0:
+	if s.Signal == 0 {
 		return s.Code == 0
-	case syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE:
-		return true
 	}
-	return false
+	return slices.Contains([]syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE}, s.Signal)
 }
 
 // ended carries out what was asked for while a process was there, now that none is.

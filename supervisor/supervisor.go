@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"hibergate/activation"
@@ -40,11 +41,10 @@ type Supervisor struct {
 	launcher Launcher
 	changed  chan Counts
 
-	ready    chan []activation.Ready // from the watcher
-	results  chan result             // from the goroutines that Run started
-	requests chan func()             // from everybody else; run by Run
-	killNow  chan struct{}           // capacity 1
-	gone     chan struct{}           // closed when Run has returned
+	// What other goroutines want Run to do: results of work that it started, and requests.
+	mu    sync.Mutex // held to put in or take out only
+	inbox []message
+	gone  bool // Run takes no more
 
 	// Owned by Run.
 	units     []*unit
@@ -52,7 +52,6 @@ type Supervisor struct {
 	procs     map[uint64]*instance // by token
 	lastToken uint64
 	timers    timers
-	timer     *time.Timer
 	inFlight  int     // goroutines that will send a result
 	toLook    []*unit // want a look
 	looking   bool    // one look is under way; it serves many services
@@ -60,8 +59,8 @@ type Supervisor struct {
 	stopping  bool
 }
 
-// result is what a goroutine started by Run brings back.
-type result func(now time.Time)
+// message is run by the loop.
+type message func(now time.Time)
 
 // New opens every socket of the services and starts to account for their
 // traffic. When a socket cannot be opened it closes all of them again, and the
@@ -96,16 +95,11 @@ func New(services []*Service, opts Options) (*Supervisor, error) {
 // newSupervisor builds the part that does not touch the kernel.
 func newSupervisor(services []*Service, opened [][]*activation.Socket, opts Options) *Supervisor {
 	s := &Supervisor{
-		log:      opts.Logger,
-		changed:  opts.Changed,
-		ready:    make(chan []activation.Ready),
-		results:  make(chan result),
-		requests: make(chan func()),
-		killNow:  make(chan struct{}, 1),
-		gone:     make(chan struct{}),
-		units:    make([]*unit, len(services)),
-		byName:   make(map[string]*unit, len(services)),
-		procs:    make(map[uint64]*instance),
+		log:     opts.Logger,
+		changed: opts.Changed,
+		units:   make([]*unit, len(services)),
+		byName:  make(map[string]*unit, len(services)),
+		procs:   make(map[uint64]*instance),
 	}
 	now, key := time.Now(), uint32(0)
 	for i, svc := range services {
@@ -131,12 +125,13 @@ func (s *Supervisor) Missing() []string { return s.looker.Missing() }
 // Run serves until ctx ends. Then it stops every process as its service wants
 // it, removes what was created and returns.
 func (s *Supervisor) Run(ctx context.Context) error {
-	defer close(s.gone)
-	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
-	watched := make(chan error, 1)
-	go func() { watched <- s.watcher.Run(watchCtx, s.ready) }()
-	s.timer = time.NewTimer(time.Hour)
-	s.timer.Stop()
+	stop := context.AfterFunc(ctx, func() {
+		s.post(func(time.Time) {
+			s.stopping = true
+			s.all(shutdownRequested{})
+		})
+	})
+	defer stop()
 
 	var failed error
 	for _, u := range s.units {
@@ -149,52 +144,78 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		s.arm(u)
 	}
 	if failed == nil {
-		failed = s.loop(ctx, watched)
+		failed = s.loop() //nolint:contextcheck // what is under way when ctx ends is brought to its end
 	}
-	endWatch()
-	<-watched
+	s.close()
 	for _, u := range s.units {
 		for i := range u.ports {
 			p := &u.ports[i]
 			if p.held != nil {
 				closeConnection(p.held)
 			}
-			_ = s.watcher.Remove(p.sock.FD()) // closing does it too
-			failed = errors.Join(failed, p.sock.Close())
+			failed = errors.Join(failed, s.watcher.Remove(p.sock.FD()), p.sock.Close())
 		}
 	}
 	return errors.Join(failed, s.looker.Close(), s.launcher.Close(), s.watcher.Close())
 }
 
 // loop handles one message after another until everything has stopped.
-func (s *Supervisor) loop(ctx context.Context, watched <-chan error) error {
-	done := ctx.Done()
+func (s *Supervisor) loop() error {
 	for !s.stopping || s.inFlight > 0 || s.left() {
-		select {
-		case batch := <-s.ready:
-			now := time.Now()
-			for _, r := range batch {
-				s.notice(now, r)
-			}
-		case r := <-s.results:
-			s.inFlight--
-			r(time.Now())
-		case request := <-s.requests:
-			request()
-		case <-s.timer.C:
-			s.timeouts(time.Now())
-		case <-done:
-			done, s.stopping = nil, true
-			s.all(shutdownRequested{})
-		case <-s.killNow:
-			s.all(shutdownRequested{now: true})
-		case err := <-watched:
+		var deadline time.Time
+		if len(s.timers) > 0 {
+			deadline = s.timers[0].due
+		}
+		batch, err := s.watcher.Wait(deadline)
+		if err != nil {
 			return fmt.Errorf("watch sockets: %w", err) // without it nothing ever wakes
 		}
+		now := time.Now()
+		for _, r := range batch {
+			s.notice(now, r)
+		}
+		for _, m := range s.take() {
+			m(now)
+		}
+		s.timeouts(now)
 		s.startLook()
-		s.setTimer()
 	}
 	return nil
+}
+
+// post gives the loop something to do. It returns false when the loop has ended.
+func (s *Supervisor) post(m message) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return false
+	}
+	s.inbox = append(s.inbox, m)
+	if len(s.inbox) == 1 {
+		if err := s.watcher.Wake(); err != nil {
+			panic("supervisor: " + err.Error()) // writing to an eventfd of our own cannot fail
+		}
+	}
+	return true
+}
+
+// take empties the inbox.
+func (s *Supervisor) take() []message {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.inbox
+	s.inbox = nil
+	return all
+}
+
+// close ends the taking of messages, and runs those that came too late to matter.
+func (s *Supervisor) close() {
+	s.mu.Lock()
+	s.gone = true
+	s.mu.Unlock()
+	for _, m := range s.take() {
+		m(time.Now())
+	}
 }
 
 // left says whether a service has not stopped yet.
@@ -275,7 +296,7 @@ func (s *Supervisor) reap(now time.Time, p *instance) {
 		s.step(now, u, exited{status: status, queued: []uint64{0}})
 		return
 	}
-	s.goDo(func() result {
+	s.goDo(func() message {
 		ids := s.queued(u)
 		return func(now time.Time) { s.step(now, u, exited{status: status, queued: ids}) }
 	})
@@ -363,13 +384,4 @@ func (s *Supervisor) timeouts(now time.Time) {
 			panic("supervisor: " + u.spec.Name + ": a deadline was not handled") // it would spin
 		}
 	}
-}
-
-// setTimer sets the one timer to the earliest deadline.
-func (s *Supervisor) setTimer() {
-	if len(s.timers) == 0 {
-		s.timer.Stop()
-		return
-	}
-	s.timer.Reset(time.Until(s.timers[0].due))
 }

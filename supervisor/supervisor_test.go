@@ -193,7 +193,7 @@ func TestCounts(t *testing.T) {
 	perform(t, []*Service{idleService("web"), idleService("api")}, func(st *stage) {
 		t := st.t
 		changed := make(chan Counts, 1)
-		if err := st.s.ask(t.Context(), func() { st.s.changed = changed }); err != nil {
+		if err := st.s.ask(func() { st.s.changed = changed }); err != nil {
 			t.Fatal(err)
 		}
 		st.traffic("web")

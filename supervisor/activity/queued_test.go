@@ -34,6 +34,7 @@ func TestQueued(t *testing.T) {
 		"unixpacket": {"unixpacket://" + dir + "/packet", sendByNet, takeConnection},
 		"unixgram":   {"unixgram://" + dir + "/gram", sendByNet, takeDatagram},
 		"fifo": {"fifo://" + filepath.Join(dir, "fifo"), func(t *testing.T, a activation.Address) {
+			t.Helper()
 			if err := os.WriteFile(a.Path, []byte("hello"), 0); err != nil {
 				t.Fatal(err)
 			}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -21,7 +22,7 @@ const maxEnvironmentFile = 1 << 20
 // EnvironmentFiles, which are read now; extra. Nothing else of the supervisor's
 // own environment is passed on.
 func (x *Exec) Environ(id *Identity, extra []string) ([]string, error) {
-	env := environment{at: map[string]int{}}
+	env := make(environment, 0, 8+len(x.Environment)+len(extra))
 	env.set("PATH=" + defaultPath)
 	if lang := os.Getenv("LANG"); lang != "" {
 		env.set("LANG=" + lang)
@@ -44,24 +45,21 @@ func (x *Exec) Environ(id *Identity, extra []string) ([]string, error) {
 		env.set(vars...)
 	}
 	env.set(extra...)
-	return env.vars, nil
+	return env, nil
 }
 
 // environment is a list of "NAME=value" in which each name occurs once.
-type environment struct {
-	vars []string
-	at   map[string]int // name -> index in vars
-}
+type environment []string
 
 func (e *environment) set(vars ...string) {
 	for _, v := range vars {
 		name, _, _ := strings.Cut(v, "=")
-		if i, ok := e.at[name]; ok {
-			e.vars[i] = v
-			continue
+		i := slices.IndexFunc(*e, func(old string) bool { return len(old) > len(name) && old[len(name)] == '=' && old[:len(name)] == name })
+		if i >= 0 {
+			(*e)[i] = v
+		} else {
+			*e = append(*e, v)
 		}
-		e.at[name] = len(e.vars)
-		e.vars = append(e.vars, v)
 	}
 }
 
