@@ -47,7 +47,9 @@ func (s *Socket) Accept() (fd int, peer Peer, err error) {
 func (s *Socket) peer(fd int, remote unix.Sockaddr) Peer {
 	if s.addr.Network == TCP {
 		p := Peer{Remote: addrPortZone(fd, remote)}
-		if local, err := unix.Getsockname(fd); err == nil {
+		if ip := s.addr.IP; ip.IsValid() && !ip.IsUnspecified() && !s.spec.Options.Transparent {
+			p.Local = netip.AddrPortFrom(s.addr.IP, s.addr.Port) // bound to it, so no need to ask
+		} else if local, err := unix.Getsockname(fd); err == nil {
 			p.Local = addrPortZone(fd, local)
 		}
 		return p

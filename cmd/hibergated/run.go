@@ -37,8 +37,10 @@ func runCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			queue := newLogQueue()
+			defer queue.close()
 			path, _ := stringFlag(c, flagConfig)
-			return run(c.Context, path, logger)
+			return run(c.Context, path, slog.New(asyncHandler{logger.Handler(), queue}))
 		},
 	}
 }

@@ -25,7 +25,7 @@ type Spawner struct {
 	free     chan *slots  // those that no start is using; closed by Close
 	ignored  []uint       // signals; immutable
 	limit    nofile.Limit // immutable, as is
-	known    bool         // whether limit is known
+	known    bool         // limit is known, and differs from ours
 	noClone3 atomic.Bool  // the kernel or a seccomp filter refuses clone3
 }
 
@@ -63,7 +63,12 @@ func NewSpawner() (*Spawner, error) {
 		return nil, fmt.Errorf("prepare to start processes: open /dev/null: %w", err)
 	}
 	s := &Spawner{null: null, ignored: ignored, free: make(chan *slots, min(runtime.GOMAXPROCS(0), maxSets))}
-	s.limit, s.known = nofile.AtStart()
+	if s.limit, s.known = nofile.AtStart(); s.known {
+		var now unix.Rlimit
+		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &now); err == nil && now.Cur == s.limit.Soft {
+			s.known = false // nothing was raised, so nothing has to be put back
+		}
+	}
 	for range cap(s.free) {
 		set := &slots{}
 		err = errors.Join(err, s.reserve(set, initialSlots))
