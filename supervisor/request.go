@@ -3,8 +3,10 @@ package supervisor
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
+	"hibergate/activation"
 	"hibergate/supervisor/activity"
 )
 
@@ -94,8 +96,11 @@ func (s *Supervisor) request(ctx context.Context, name string, sleep bool) (Stat
 	case <-ctx.Done():
 		return status, ctx.Err() // the waiter is dropped when it settles
 	}
-	err = s.ask(func() { status = s.byName[name].status() })
-	return status, err
+	all, err := s.Status(ctx, name, false)
+	if err != nil {
+		return status, err
+	}
+	return all[0], nil
 }
 
 // Status tells what a service is doing, or all of them where name is empty, in
@@ -169,7 +174,9 @@ func (s *SocketStatus) account(sum activity.Summary) {
 	if sum.LastPayload.After(last) {
 		last = sum.LastPayload
 	}
-	if !last.IsZero() {
+	// The ledger begins with "a packet just now", and nothing may have come since.
+	packets := sum.In.Packets + sum.Out.Packets
+	if !last.IsZero() && (packets > 0 || !sum.LastPayload.IsZero() || strings.HasPrefix(s.Address, activation.FIFO.String())) {
 		s.LastActivity = &last
 	}
 }
