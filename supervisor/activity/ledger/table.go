@@ -30,7 +30,7 @@ type table struct {
 	conn *nftables.Conn
 	wire *mdlayher.Conn
 	// lock is an abstract Unix socket named after the table: it tells the living from the dead where
-	// the kernel knows no owners. -1: none.
+	// the kernel knows no owners. -1: none, as where it does: anybody may take such a name.
 	lock int
 }
 
@@ -48,15 +48,12 @@ func createTable(reader *netlink.Conn, name string) (*table, error) {
 		if owned {
 			continue
 		}
-		if err := t.takeLock(); errors.Is(err, unix.EADDRINUSE) {
-			continue
-		} else if err != nil {
-			return nil, err
+		if err = t.create(); err == nil {
+			return t, nil
 		}
-		if err := t.create(); err != nil {
-			return nil, errors.Join(err, t.release())
+		if releaseErr := t.release(); !errors.Is(err, errInUse) || releaseErr != nil {
+			return nil, errors.Join(err, releaseErr)
 		}
-		return t, nil
 	}
 	return nil, fmt.Errorf("%d tables named %s belong to other live processes", maxNames, name)
 }
@@ -82,12 +79,18 @@ func isOwned(reader *netlink.Conn, name string) (bool, error) {
 	return owned, err
 }
 
+// errInUse says that a live process holds the lock.
+var errInUse = errors.New("the table is in use")
+
 func (t *table) takeLock() error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open lock: %w", err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@hibergate/nftables/" + t.name}); err != nil {
+		if errors.Is(err, unix.EADDRINUSE) {
+			err = errInUse
+		}
 		return errors.Join(fmt.Errorf("take lock: %w", err), unix.Close(fd))
 	}
 	t.lock = fd
@@ -109,7 +112,9 @@ func (t *table) create() error {
 	del := t.message(unix.NFT_MSG_DELTABLE, 0)
 	err = t.transact(add, del, t.message(unix.NFT_MSG_NEWTABLE, nftTableOwner))
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) { // before Linux 5.12
-		err = t.transact(add, del, add)
+		if err = t.takeLock(); err == nil {
+			err = t.transact(add, del, add)
+		}
 	}
 	return err
 }
