@@ -12,8 +12,8 @@ import (
 //
 // Where the kernel tells the time of the last packet (Summary.Exact), one look
 // each stop_after is enough to stop in time: the look after the last activity
-// knows when that was. Elsewhere activity is only seen by looking, and a look
-// is due each second or each tenth of stop_after, whichever is longer.
+// knows when that was. Elsewhere activity is only seen by looking, about each
+// second or each tenth of stop_after, whichever is longer.
 type idleness struct {
 	spec  *Idle
 	since time.Time // no activity since, as far as is known from looks
@@ -37,9 +37,11 @@ func (i *idleness) first(now time.Time) time.Time {
 	return now.Add(i.spec.StopAfter)
 }
 
-// again returns when to look again where nothing is known.
+// again returns when to look again where activity is only seen by looking: so
+// soon that the stop comes within a second or a tenth of stop_after of its time,
+// with something to spare for the look itself.
 func (i *idleness) again(now time.Time) time.Time {
-	return now.Add(min(i.spec.StopAfter, max(time.Second, i.spec.StopAfter/10)))
+	return now.Add(min(i.spec.StopAfter, max(900*time.Millisecond, i.spec.StopAfter*9/100)))
 }
 
 // judge returns when to look again and what keeps the service busy, in words;

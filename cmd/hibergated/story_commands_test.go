@@ -164,13 +164,15 @@ func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, len(args) == 3, "until SERVICE PATH REGEXP")
 	want, err := regexp.Compile("^(" + args[2] + ")$")
 	ts.Check(err)
-	nettest.Eventually(storyOf(ts).tb, func() error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		value, err := field(ts, args[0], args[1])
-		if err == nil && !want.MatchString(value) {
-			err = fmt.Errorf("%s is %s", args[1], value)
+		if err == nil && want.MatchString(value) {
+			return
 		}
-		return err
-	})
+		if time.Now().After(deadline) { // Fatalf of the script shows what the programs have said
+			ts.Fatalf("after %v: %q, %v", patience, value, err)
+		}
+	}
 }
 
 // field asks the supervisor at $CONTROL, or $WORK/c.sock.
@@ -185,12 +187,11 @@ func field(ts *testscript.TestScript, service, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var list []any
-	if err := json.Unmarshal(body, &list); err != nil {
+	var value any
+	if err := json.Unmarshal(body, &value); err != nil {
 		return "", err
 	}
-	value := any(list[0])
-	for step := range strings.FieldsFuncSeq(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
+	for step := range strings.FieldsFuncSeq("[0]"+path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
 		switch v := value.(type) {
 		case map[string]any:
 			value = v[step]

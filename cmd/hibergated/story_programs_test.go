@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -84,7 +85,7 @@ func slowToDie() {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	l, err := activation.Listeners()
 	if err != nil || len(l) == 0 {
-		fail(fmt.Errorf("no sockets: %v", err))
+		fail(errors.Join(errors.New("no sockets"), err))
 	}
 	echoConnections(l[0])
 }

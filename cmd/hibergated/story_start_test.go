@@ -154,6 +154,12 @@ func mustHold(tb testing.TB, d *hibergated, service string, socket int) net.Conn
 	if answer := mustAsk(tb, c, ""); !strings.HasPrefix(answer, "pid ") {
 		tb.Fatalf("the greeting is %q", answer)
 	}
+	nettest.Eventually(tb, func() error { // the service may be faster than hibergated is to hear of its start
+		if st := d.status(service); len(st.PIDs) != 1 {
+			return fmt.Errorf("%s has the processes %v", service, st.PIDs)
+		}
+		return nil
+	})
 	return c
 }
 
