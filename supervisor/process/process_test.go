@@ -134,15 +134,9 @@ func newSpawner(tb testing.TB) *Spawner {
 
 // slotSets returns all sets of slots of a Spawner that is not in use.
 func slotSets(s *Spawner) []*slots {
-	var sets []*slots
-	for range len(s.free) {
-		set := <-s.free
-		if set != nil { // nil: closed
-			sets = append(sets, set)
-			s.free <- set
-		}
-	}
-	return sets
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.free)
 }
 
 // bothClones names the two ways to make a process: clone3, and clone, which is

@@ -4,10 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,12 +22,17 @@ import (
 //
 // Its methods may be called from several goroutines. It needs Linux 5.9.
 type Spawner struct {
-	null     int          // /dev/null
-	free     chan *slots  // those that no start is using; closed by Close
+	null     int          // /dev/null; immutable
 	ignored  []uint       // signals; immutable
 	limit    nofile.Limit // immutable, as is
 	known    bool         // limit is known, and differs from ours
-	noClone3 atomic.Bool  // the kernel or a seccomp filter refuses clone3
+	timeout  time.Duration
+	noClone3 atomic.Bool // the kernel or a seccomp filter refuses clone3
+
+	mu     sync.Mutex // held to take or to give, never over a start
+	free   []*slots   // those that no start is using
+	busy   int        // those that a start is using
+	closed bool
 }
 
 // slots are reserved descriptors for the use of one start at a time. They make the
@@ -42,9 +48,11 @@ type slots struct{ fds []int }
 const (
 	// 0 to 2 and a service with 16 sockets; more are reserved when first needed.
 	initialSlots = 3 + 16
-	// A start keeps a processor (in Go's sense) until exec, so that few can go on
-	// at once; each more set makes the table longer that all of them copy.
-	maxSets = 4
+	// How many sets are kept. Each one makes the table longer that all starts copy. When
+	// all are in use (a program on a file system that hangs), another is made for one start.
+	keptSets = 2
+	// A child that does not come to its exec is killed after this time.
+	execTimeout = 30 * time.Second
 )
 
 // NewSpawner reserves the descriptors and looks at the state of this process.
@@ -62,17 +70,17 @@ func NewSpawner() (*Spawner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare to start processes: open /dev/null: %w", err)
 	}
-	s := &Spawner{null: null, ignored: ignored, free: make(chan *slots, min(runtime.GOMAXPROCS(0), maxSets))}
+	s := &Spawner{null: null, ignored: ignored, timeout: execTimeout}
 	if s.limit, s.known = nofile.AtStart(); s.known {
 		var now unix.Rlimit
 		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &now); err == nil && now.Cur == s.limit.Soft {
 			s.known = false // nothing was raised, so nothing has to be put back
 		}
 	}
-	for range cap(s.free) {
+	for range keptSets {
 		set := &slots{}
 		err = errors.Join(err, s.reserve(set, initialSlots))
-		s.free <- set
+		s.free = append(s.free, set)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare to start processes: %w", err), s.Close())
@@ -80,21 +88,65 @@ func NewSpawner() (*Spawner, error) {
 	return s, nil
 }
 
-// Close waits for starts that are under way and gives the reserved descriptors
-// back. Processes are not touched. Closing again does nothing.
+// Close gives the reserved descriptors back, those of a start that is still under
+// way when it ends. Processes are not touched. Closing again does nothing.
 func (s *Spawner) Close() error {
-	var errs []error
-	for range cap(s.free) {
-		set, ok := <-s.free
-		if !ok {
-			return nil
-		}
-		for _, fd := range set.fds {
-			errs = append(errs, unix.Close(fd))
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
 	}
-	close(s.free) // nobody has a set to put back
-	return errors.Join(append(errs, unix.Close(s.null))...)
+	s.closed = true
+	var errs []error
+	for _, set := range s.free {
+		errs = append(errs, set.close())
+	}
+	s.free = nil
+	if s.busy == 0 {
+		errs = append(errs, unix.Close(s.null))
+	}
+	return errors.Join(errs...)
+}
+
+// take returns a set of slots that belongs to one start, until give.
+func (s *Spawner) take() (*slots, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, os.ErrClosed
+	}
+	s.busy++
+	if n := len(s.free); n > 0 {
+		set := s.free[n-1]
+		s.free = s.free[:n-1]
+		return set, nil
+	}
+	return &slots{}, nil
+}
+
+// give takes a set back.
+func (s *Spawner) give(set *slots) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy--
+	if !s.closed && len(s.free) < keptSets {
+		s.free = append(s.free, set)
+		return nil
+	}
+	err := set.close()
+	if s.closed && s.busy == 0 {
+		err = errors.Join(err, unix.Close(s.null))
+	}
+	return err
+}
+
+func (set *slots) close() error {
+	var errs []error
+	for _, fd := range set.fds {
+		errs = append(errs, unix.Close(fd))
+	}
+	set.fds = nil
+	return errors.Join(errs...)
 }
 
 // reserve sees to it that there are n slots in the set.

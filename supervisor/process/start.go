@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -63,9 +65,9 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 
 	// syscall.ForkLock is not needed: it guards descriptors that are not yet
 	// close-on-exec, and this child closes all that it was not given.
-	set, ok := <-s.free
-	if !ok {
-		return nil, &StartError{Op: "start", Path: spec.Exec.Command[0], Err: os.ErrClosed}
+	set, err := s.take()
+	if err != nil {
+		return nil, &StartError{Op: "start", Path: spec.Exec.Command[0], Err: err}
 	}
 	var pid, pidfd int
 	var errno syscall.Errno
@@ -75,8 +77,7 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 		c.above = c.fds[len(c.fds)-1] + 1
 		pid, pidfd, errno = s.clone(c)
 	}
-	releaseErr := s.empty(set, wanted)
-	s.free <- set
+	releaseErr := errors.Join(s.empty(set, wanted), s.give(set))
 
 	switch {
 	case err != nil:
@@ -126,6 +127,8 @@ func (spec *Spec) descriptors() []int {
 // prepare lays out everything that the child will need.
 func (s *Spawner) prepare(spec *Spec) (*child, error) {
 	c := &child{ignore: s.ignored}
+	c.alarm.value = unix.NsecToTimespec(int64(s.timeout))
+	c.event.signal = int32(unix.SIGKILL)
 	x := spec.Exec
 	path := x.Command[0]
 	argv := append([]string(nil), x.Command...)
@@ -139,7 +142,12 @@ func (s *Spawner) prepare(spec *Spec) (*child, error) {
 	if c.argv, err = syscall.SlicePtrFromStrings(argv); err != nil {
 		return nil, &StartError{Op: "exec", Path: path, Err: err}
 	}
-	env, err := syscall.SlicePtrFromStrings(spec.Env)
+	// A second value of the variable, from an environment file, would hide ours.
+	vars := slices.DeleteFunc(slices.Clone(spec.Env), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return name == spec.PIDEnv
+	})
+	env, err := syscall.SlicePtrFromStrings(vars)
 	if err != nil {
 		return nil, &StartError{Op: "exec", Path: path, Err: err}
 	}
@@ -212,6 +220,8 @@ func (c *child) startError(spec *Spec) error {
 		e.Op = "close_range"
 	case stageSession:
 		e.Op = "setsid"
+	case stageTimer:
+		e.Op = "timer_create"
 	case stageSignals:
 		e.Op = "sigaction"
 	case stageDup:

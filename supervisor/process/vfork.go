@@ -32,6 +32,9 @@ type child struct {
 	setLimit  bool
 	limit     unix.Rlimit
 
+	event   sigevent // SIGKILL ...
+	alarm   itimer   // ... when this is over and the child has not come to its exec
+	timer   int32    // id of the timer, written by the kernel
 	clone3  cloneArgs
 	handler [4]uint64 // a kernel sigaction of zeros: SIG_DFL
 	mask    uint64    // the empty signal set
@@ -47,6 +50,7 @@ type stage uint8
 const (
 	stageNone stage = iota
 	stageUnshare
+	stageTimer
 	stageSession
 	stageSignals
 	stageDup
@@ -64,6 +68,17 @@ const (
 type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
+
+// sigevent and itimer are the kernel's struct sigevent (64 bytes; SIGEV_SIGNAL is 0)
+// and struct itimerspec.
+type sigevent struct {
+	value  uint64
+	signal int32
+	notify int32
+	_      [48]byte
+}
+
+type itimer struct{ interval, value unix.Timespec }
 
 // What clone(2) and clone3(2) are both asked for. VM and VFORK: no copy of the
 // address space, and the parent waits until the child is through. FILES: no copy
@@ -83,6 +98,17 @@ func runtimeAfterFork()
 //go:linkname runtimeAfterForkInChild syscall.runtime_AfterForkInChild
 func runtimeAfterForkInChild()
 
+// The goroutine counts as being in a system call until the child is through, so
+// that a child which is held up (by a file system that hangs, or by a SIGSTOP of the
+// user it has become) holds up nobody else: neither the processor (in Go's sense) nor
+// the garbage collector waits for it.
+
+//go:linkname runtimeEnterSyscall runtime.entersyscall
+func runtimeEnterSyscall()
+
+//go:linkname runtimeExitSyscall runtime.exitsyscall
+func runtimeExitSyscall()
+
 //go:noescape
 func rawVfork(trap, a1, a2, a3 uintptr) (r1, errno uintptr)
 
@@ -91,9 +117,13 @@ func rawVfork(trap, a1, a2, a3 uintptr) (r1, errno uintptr)
 // (clone3, Linux 5.5), else the child does, one system call each.
 //
 //go:norace
+//go:nosplit
 func (c *child) spawn(clearHandlers bool) (pid, pidfd int, err syscall.Errno) {
+	runtimeBeforeFork()
+	runtimeEnterSyscall()
 	r1, errno := vfork(c, clearHandlers)
 	runtimeAfterFork()
+	runtimeExitSyscall()
 	if errno != 0 {
 		return 0, -1, syscall.Errno(errno)
 	}
@@ -113,6 +143,7 @@ func (c *child) spawn(clearHandlers bool) (pid, pidfd int, err syscall.Errno) {
 //
 //go:noinline
 //go:norace
+//go:nosplit
 //go:nocheckptr
 func vfork(c *child, clearHandlers bool) (pid, errno uintptr) {
 	var (
@@ -123,7 +154,6 @@ func vfork(c *child, clearHandlers bool) (pid, errno uintptr) {
 		n int
 	)
 
-	runtimeBeforeFork()
 	if clearHandlers {
 		c.clone3.pidfd = uint64(uintptr(unsafe.Pointer(&c.pidfd)))
 		pid, errno = rawVfork(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.clone3)), unsafe.Sizeof(c.clone3), 0)
@@ -140,6 +170,15 @@ func vfork(c *child, clearHandlers bool) (pid, errno uintptr) {
 	// "above", so thousands of sockets in the supervisor's table cost nothing.
 	if _, _, e = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(c.above), ^uintptr(0)>>32, unix.CLOSE_RANGE_UNSHARE); e != 0 {
 		c.failed = stageUnshare
+		goto fail
+	}
+	// Who takes another user's identity may be stopped by that user before it comes to
+	// its exec. A timer kills what is stopped, too; exec removes it (timer_create(2)).
+	if _, _, e = syscall.RawSyscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&c.event)), uintptr(unsafe.Pointer(&c.timer))); e == 0 {
+		_, _, e = syscall.RawSyscall6(unix.SYS_TIMER_SETTIME, uintptr(c.timer), 0, uintptr(unsafe.Pointer(&c.alarm)), 0, 0, 0)
+	}
+	if e != 0 {
+		c.failed = stageTimer
 		goto fail
 	}
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
