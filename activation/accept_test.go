@@ -217,30 +217,100 @@ func TestRevive(t *testing.T) {
 func TestReviveAgain(t *testing.T) {
 	t.Parallel()
 	nettest.Need(t, nettest.Namespaces)
-	s := mustOpen(t, "unix:@hg-revive-again", Options{})
+	for _, address := range []string{"unix:@hg-revive-again", "unixgram:@hg-revive-again"} {
+		s := mustOpen(t, address, Options{})
+		other, err := unix.FcntlInt(uintptr(s.FD()), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Shutdown(other, unix.SHUT_RDWR); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if needed, err := s.Revive(); !needed || !errors.Is(err, unix.EADDRINUSE) {
+				t.Errorf("got %v, %v while the name is taken", needed, err)
+			}
+		}
+		syscall.ForkLock.RLock() // a helper of another test that is being started may hold a copy
+		err = unix.Close(other)
+		syscall.ForkLock.RUnlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if needed, err := s.Revive(); !needed || err != nil {
+			t.Errorf("got %v, %v when the name is free", needed, err)
+		}
+		mustDial(t, s)
+		checkFlags(t, s)
+	}
+}
+
+// A UDP socket does not have to wait for the processes that hold the old one.
+func TestReviveHeldUDP(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, nettest.Namespaces)
+	s := mustOpen(t, "udp://:0", Options{})
 	other, err := unix.FcntlInt(uintptr(s.FD()), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Shutdown(other, unix.SHUT_RDWR); err != nil {
+	defer unix.Close(other)
+	if err := unix.Shutdown(other, unix.SHUT_RDWR); !errors.Is(err, unix.ENOTCONN) {
 		t.Fatal(err)
 	}
-	for range 2 {
-		if needed, err := s.Revive(); !needed || !errors.Is(err, unix.EADDRINUSE) {
-			t.Errorf("got %v, %v while the name is taken", needed, err)
+	if revived, err := s.Revive(); !revived || err != nil {
+		t.Fatalf("got %v, %v", revived, err)
+	}
+	if _, err := unix.Write(mustDial(t, s), []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := s.Pending(); !ok || err != nil {
+		t.Errorf("got %v, %v, want the datagram", ok, err)
+	}
+	if getInt(t, s.FD(), unix.SOL_SOCKET, unix.SO_REUSEADDR) != 0 {
+		t.Error("others may bind the port too")
+	}
+}
+
+// What does not change may be read while a socket is replaced; go test -race looks on.
+func TestReviveConcurrently(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, nettest.Namespaces)
+	for _, address := range []string{"tcp://:0", "udp://:0", "unix://" + tempPath(t, "s")} {
+		s := mustOpen(t, address, Options{})
+		spec, addr, fd := s.Spec(), s.Address(), s.FD()
+		started, stop, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for i := 0; ; i++ {
+				if s.Address() != addr || s.FD() != fd || s.Spec().Address != spec.Address {
+					t.Errorf("got %v and descriptor %d, want %v and %d", s.Address(), s.FD(), addr, fd)
+				}
+				if i == 0 {
+					close(started)
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		}()
+		<-started
+		for range 20 {
+			if err := unix.Shutdown(s.FD(), unix.SHUT_RDWR); err != nil && !errors.Is(err, unix.ENOTCONN) {
+				t.Error(err)
+			}
+			if revived, err := s.Revive(); !revived || err != nil {
+				t.Errorf("got %v, %v", revived, err)
+			}
+			if _, err := s.Restore(); err != nil {
+				t.Error(err)
+			}
 		}
+		close(stop)
+		<-ended
 	}
-	syscall.ForkLock.RLock() // a helper of another test that is being started may hold a copy
-	err = unix.Close(other)
-	syscall.ForkLock.RUnlock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if needed, err := s.Revive(); !needed || err != nil {
-		t.Errorf("got %v, %v when the name is free", needed, err)
-	}
-	mustDial(t, s)
-	checkFlags(t, s)
 }
 
 // An error that waits on a datagram socket would be reported again and again.

@@ -1,6 +1,7 @@
 package activation
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -287,7 +288,9 @@ func hasIPv6() bool {
 func (s *Socket) adopt(in *inherited) error {
 	o := &s.spec.Options
 	if s.addr.Network.IP() {
-		if device, _ := unix.GetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE); o.Device != "" && device != o.Device {
+		device, _ := unix.GetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+		s.device = cmp.Or(o.Device, device)
+		if device != s.device {
 			if err := s.setDevice(); err != nil {
 				return err
 			}

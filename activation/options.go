@@ -94,7 +94,7 @@ func (s *Socket) setBeforeBind(domain int) error {
 	}
 	// For TCP it only means not to wait for old connections, but two UDP sockets that have it share
 	// a port, and one gets the datagrams of the other: not unless the user wants to share.
-	if s.addr.Network != UDP || o.ReusePort || s.addr.IP.IsMulticast() {
+	if s.sharesAddress() {
 		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return s.failure("set SO_REUSEADDR of", err)
 		}
@@ -102,10 +102,15 @@ func (s *Socket) setBeforeBind(domain int) error {
 	return nil
 }
 
+// sharesAddress says whether the socket has SO_REUSEADDR.
+func (s *Socket) sharesAddress() bool {
+	return s.addr.Network != UDP || s.spec.Options.ReusePort || s.addr.IP.IsMulticast()
+}
+
 // setDevice is the one option whose failure is an error in systemd too: without it the
 // socket would be open to networks that it was to be kept from.
 func (s *Socket) setDevice() error {
-	device := s.spec.Options.Device
+	device := s.device
 	if device == "" {
 		return nil
 	}

@@ -66,27 +66,17 @@ func (s *Socket) openFIFO() error {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return s.failure("make", err)
 	}
-	// Looked at before it is opened: to open a device can have effects.
 	var st unix.Stat_t
-	if err := unix.Lstat(p, &st); err != nil {
+	if s.fd, err = openNode(p, &st); err != nil {
 		return s.failure("open", err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFIFO {
-		return s.failure("open", fmt.Errorf("%w: it is not a FIFO", unix.EEXIST))
-	}
 	if made {
+		// Whoever may write to the directory may have put another FIFO there since. Ours is nobody
+		// else's and has no second name.
+		if int(st.Uid) != os.Geteuid() || st.Nlink != 1 {
+			return s.failure("open", fmt.Errorf("%w: the path has just changed", unix.EEXIST))
+		}
 		s.file = nodeOf(&st)
-	}
-	// For reading and writing, so that it never ends when the last writer leaves (fifo(7)).
-	s.fd, err = unix.Open(p, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		s.fd = -1
-		return s.failure("open", err)
-	}
-	if err := unix.Fstat(s.fd, &st); err != nil {
-		return s.failure("stat", err)
-	}
-	if made {
 		if err := errors.Join(unix.Fchown(s.fd, uid, gid), unix.Fchmod(s.fd, o.mode())); err != nil {
 			return s.failure("set mode and owner of", err)
 		}
@@ -96,6 +86,34 @@ func (s *Socket) openFIFO() error {
 	s.file, s.inode = nodeOf(&st), st.Ino
 	s.setPipeSize()
 	return nil
+}
+
+// openNode opens the FIFO at p, and only a FIFO, and fills st in. It is held by an O_PATH
+// descriptor from before it is looked at until it is open: to open a device can
+// have effects, and the path may lead to another file at any moment.
+func openNode(p string, st *unix.Stat_t) (int, error) {
+	held, err := unix.Open(p, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(held) //nolint:errcheck // O_PATH: there is nothing to lose
+	if err := unix.Fstat(held, st); err != nil {
+		return -1, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return -1, fmt.Errorf("%w: it is not a FIFO", unix.EEXIST)
+	}
+	// For reading and writing, so that it never ends when the last writer leaves (fifo(7)).
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(held), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	var now unix.Stat_t
+	if err := unix.Fstat(fd, &now); err != nil || now.Mode&unix.S_IFMT != unix.S_IFIFO || nodeOf(&now) != nodeOf(st) {
+		return -1, errors.Join(fmt.Errorf("%w: the path has just changed", unix.EEXIST), err, unix.Close(fd))
+	}
+	*st = now
+	return fd, nil
 }
 
 // setPipeSize changes the size of the pipe itself, for everybody who has it open

@@ -237,6 +237,79 @@ func TestFIFO(t *testing.T) {
 	}
 }
 
+// Whoever may write to the directory cannot make us change another file by putting it in
+// the place of the new FIFO. The other file is a hard link, as one may make of a file
+// of somebody else's.
+func TestFIFOSwapped(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []uint32{unix.S_IFREG, unix.S_IFIFO} {
+		p := tempPath(t, "f")
+		victim, link := p+".victim", p+".link"
+		if err := unix.Mknod(victim, kind|0o600, 0); err != nil {
+			t.Fatal(err)
+		}
+		stop, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				// The link takes the place of the FIFO as soon as there is one.
+				_ = os.Link(victim, link)
+				for range 1000 {
+					if unix.Renameat2(unix.AT_FDCWD, link, unix.AT_FDCWD, p, unix.RENAME_EXCHANGE) == nil {
+						break
+					}
+				}
+				_ = os.Remove(link)
+			}
+		}()
+		for i := range 1000 {
+			s, err := Open(Spec{Address: mustParse(t, "fifo://"+p), Options: Options{Mode: 0o666}})
+			if err == nil {
+				err = s.Close()
+			}
+			_ = os.Remove(p)
+			st, statErr := os.Stat(victim)
+			if statErr != nil {
+				t.Fatal(statErr)
+			}
+			if st.Mode().Perm() != 0o600 {
+				t.Errorf("try %d: the other file has mode %v (%v)", i, st.Mode(), err)
+				break
+			}
+		}
+		close(stop)
+		<-ended
+	}
+}
+
+// Only a FIFO is opened, and no symbolic link is followed.
+func TestOpenNode(t *testing.T) {
+	t.Parallel()
+	p := tempPath(t, "f")
+	if err := errors.Join(unix.Mkfifo(p, 0o600), os.Symlink(p, p+".link"), os.WriteFile(p+".file", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	for _, other := range []string{p + ".link", p + ".file", "/dev/null"} {
+		if fd, err := openNode(other, &st); fd != -1 || !errors.Is(err, unix.EEXIST) {
+			t.Errorf("%s: got descriptor %d, %v, want EEXIST", other, fd, err)
+		}
+	}
+	fd, err := openNode(p, &st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if st.Mode != unix.S_IFIFO|0o600 {
+		t.Errorf("got mode %o", st.Mode)
+	}
+}
+
 func TestModeBits(t *testing.T) {
 	t.Parallel()
 	if got := modeBits(0o750 | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky); got != 0o7750 {

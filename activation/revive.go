@@ -19,15 +19,20 @@ func (s *Socket) Pending() (bool, error) {
 	switch {
 	case err != nil:
 		return false, err
-	case events&unix.POLLHUP != 0:
+	case isShut(events):
 		return false, s.failure("poll", ErrShutDown)
 	}
 	return events&unix.POLLIN != 0, nil
 }
 
+// isShut says whether the events tell of a socket that receives nothing. Where only the
+// receiving side was shut down, POLLRDHUP is all there is, beside a POLLIN without end
+// with nothing to take. TCP leaves the listening state in either case, which is POLLHUP.
+func isShut(events int16) bool { return events&(unix.POLLHUP|unix.POLLRDHUP) != 0 }
+
 // poll returns what poll(2) says of the socket at this moment.
 func (s *Socket) poll() (int16, error) {
-	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN | unix.POLLRDHUP}}
 	for {
 		_, err := unix.Poll(fds, 0)
 		switch {
@@ -52,6 +57,7 @@ func (s *Socket) poll() (int16, error) {
 // before ([Watcher.Remove]), and processes that hold the old one have that only.
 // After an error it is still shut down, and Revive may be called again: an abstract
 // name, for instance, is only free when no process holds the old socket any more.
+// Address, Spec and FD may be called at the same time, and stay the same.
 func (s *Socket) Revive() (bool, error) {
 	events, err := s.poll()
 	if err != nil {
@@ -60,7 +66,7 @@ func (s *Socket) Revive() (bool, error) {
 	if events&unix.POLLERR != 0 {
 		s.clearErrors()
 	}
-	if events&unix.POLLHUP == 0 || s.addr.Network == FIFO {
+	if !isShut(events) || s.addr.Network == FIFO {
 		return false, nil
 	}
 	if s.addr.Network == TCP {
@@ -72,21 +78,18 @@ func (s *Socket) Revive() (bool, error) {
 
 // replace puts a new socket, bound to the same address, under the same descriptor number.
 func (s *Socket) replace() error {
-	fresh := Socket{spec: s.spec, addr: s.addr, fd: -1}
+	fresh := Socket{spec: s.spec, addr: s.addr, fd: -1, device: s.device}
 	domain, err := fresh.create()
 	if err != nil {
 		return err
 	}
-	// First of all our hold on the old socket goes: an abstract name is only free after that.
-	// The lock is what it is in Close.
-	syscall.ForkLock.RLock()
-	err = unix.Dup3(fresh.fd, s.fd, unix.O_CLOEXEC)
-	syscall.ForkLock.RUnlock()
-	_ = unix.Close(fresh.fd) // the other descriptor of the same socket
-	if err != nil {
-		return s.failure("replace", err)
+	if s.addr.Network == UDP {
+		return s.overtake(&fresh, domain)
 	}
-	fresh.fd = s.fd
+	// First of all our hold on the old socket goes: an abstract name is only free after that.
+	if err := s.takeNumber(&fresh); err != nil {
+		return err
+	}
 	err = errors.Join(s.removeFile(), fresh.setBeforeBind(domain))
 	if err == nil {
 		err = fresh.bind(domain)
@@ -95,9 +98,70 @@ func (s *Socket) replace() error {
 		fresh.setAfterBind(domain)
 		err = errors.Join(fresh.listen(), fresh.identify())
 	}
-	fresh.inherited, fresh.warnings = s.inherited, append(s.warnings, fresh.warnings...)
-	*s = fresh
+	if err != nil {
+		// A datagram socket that is not bound looks sound. It is to be tried again.
+		_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // one that is not connected may say ENOTCONN
+	}
+	s.become(&fresh)
 	return err
+}
+
+// overtake binds fresh while the old UDP socket is still bound, so that the port is
+// never free, and no matter which processes still hold the old one. After an error the
+// old one is as it was.
+func (s *Socket) overtake(fresh *Socket, domain int) error {
+	// Both have to agree to share the port, for as long as there are two.
+	err := errors.Join(fresh.setBeforeBind(domain), s.shareAddress(1), fresh.shareAddress(1))
+	if err == nil {
+		err = fresh.bind(domain)
+	}
+	if err == nil {
+		fresh.setAfterBind(domain)
+		err = fresh.identify()
+	}
+	if err == nil && !s.sharesAddress() {
+		err = fresh.shareAddress(0)
+	}
+	if err != nil {
+		if !s.sharesAddress() {
+			err = errors.Join(err, s.shareAddress(0))
+		}
+		_ = unix.Close(fresh.fd) // it was never used
+		return err
+	}
+	if err := s.takeNumber(fresh); err != nil {
+		return err
+	}
+	s.become(fresh)
+	return nil
+}
+
+// shareAddress sets SO_REUSEADDR.
+func (s *Socket) shareAddress(on int) error {
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, on); err != nil {
+		return s.failure("set SO_REUSEADDR of", err)
+	}
+	return nil
+}
+
+// takeNumber puts fresh under the descriptor number of s, whose own socket is closed by that.
+func (s *Socket) takeNumber(fresh *Socket) error {
+	// The lock is what it is in Close.
+	syscall.ForkLock.RLock()
+	err := unix.Dup3(fresh.fd, s.fd, unix.O_CLOEXEC)
+	syscall.ForkLock.RUnlock()
+	_ = unix.Close(fresh.fd) // the other descriptor of the same socket
+	fresh.fd = s.fd
+	if err != nil {
+		return s.failure("replace", err)
+	}
+	return nil
+}
+
+// become takes over what is different about fresh. What others may read at the same
+// time is the same, and is not written.
+func (s *Socket) become(fresh *Socket) {
+	s.file, s.inode, s.warnings = fresh.file, fresh.inode, append(s.warnings, fresh.warnings...)
 }
 
 // clearErrors empties what POLLERR stands for: the pending error and the queue of

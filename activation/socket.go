@@ -18,12 +18,13 @@ type Spec struct {
 }
 
 // Socket owns one listening or datagram socket, or a FIFO. Its methods may be
-// called from any goroutine, except that nothing else may be going on during Revive
-// and Close.
+// called from any goroutine, except that nothing else may be going on during Close, and
+// during Revive and Restore nothing but Address, Spec and FD, which these do not change.
 type Socket struct {
 	spec      Spec
 	addr      Address // as bound
 	fd        int     // -1 once closed
+	device    string  // what SO_BINDTODEVICE is to be
 	inode     uint64
 	file      node // what the path must still be to be removed; the zero node where there is none
 	inherited bool
@@ -50,7 +51,7 @@ func (e *SocketError) Unwrap() error { return e.Err }
 // A file of a Unix socket that nobody holds any more is replaced. A file that is
 // anything else is never touched.
 func Open(spec Spec) (*Socket, error) {
-	s := &Socket{spec: spec, addr: spec.Address, fd: -1}
+	s := &Socket{spec: spec, addr: spec.Address, fd: -1, device: spec.Options.Device}
 	err := s.open()
 	if err != nil {
 		s.abandon()
@@ -184,7 +185,7 @@ func (s *Socket) Address() Address { return s.addr }
 func (s *Socket) FD() int { return s.fd }
 
 // Inode returns the number that /proc/PID/fd and sock_diag(7) know the socket by;
-// for a FIFO that of its file. [Socket.Revive] may change it.
+// for a FIFO that of its file. [Socket.Revive] and [Socket.Restore] may change it.
 func (s *Socket) Inode() uint64 { return s.inode }
 
 // Warnings returns what was asked for and could not be had: each a *SocketError.

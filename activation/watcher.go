@@ -38,7 +38,7 @@ type Watcher struct {
 // Ready is the report of one descriptor.
 type Ready struct {
 	Token  uint64 // as given to Arm
-	Hangup bool   // EPOLLHUP or EPOLLERR: shut down, or an error waits on it ([Socket.Revive])
+	Hangup bool   // EPOLLHUP, EPOLLRDHUP or EPOLLERR: shut down, or an error waits on it ([Socket.Revive])
 }
 
 // readyBatch is how many reports are fetched at a time. What does not fit stays in
@@ -90,7 +90,8 @@ func (w *Watcher) Add(fd int, token uint64) error {
 // Arm asks for one report when fd is readable or hung up, at once if it is
 // already. An armed descriptor may be armed again, with another token.
 func (w *Watcher) Arm(fd int, token uint64) error {
-	const events = unix.EPOLLIN | unix.EPOLLONESHOT
+	// EPOLLHUP comes unasked, but only when both directions are shut down.
+	const events = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT
 	// After its report the entry is still in the set, so this is the common case.
 	err := w.control(unix.EPOLL_CTL_MOD, fd, events, token)
 	if errors.Is(err, unix.ENOENT) {
@@ -149,8 +150,9 @@ func (w *Watcher) Wake() error {
 }
 
 // Wait returns what is ready, as soon as anything is: an empty batch after Wake, or
-// at the deadline (the zero Time: none). The batch may be used until the next
-// Wait. What does not fit into it stays in the kernel.
+// at the deadline (the zero Time: none). At a deadline that has passed already it still
+// returns what is ready. The batch may be used until the next Wait. What does not
+// fit into it stays in the kernel.
 func (w *Watcher) Wait(deadline time.Time) ([]Ready, error) {
 	if !deadline.Equal(w.deadline) {
 		if err := w.file.SetReadDeadline(deadline); err != nil {
@@ -158,10 +160,14 @@ func (w *Watcher) Wait(deadline time.Time) ([]Ready, error) {
 		}
 		w.deadline = deadline
 	}
-	if err := w.conn.Read(w.fetch); err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil, nil
-		}
+	err := w.conn.Read(w.fetch)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// The runtime looks at the deadline first. Callers whose deadlines are always overdue would
+		// never hear of a descriptor.
+		w.fetch(0)
+		err = nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("wait for descriptors: %w", err)
 	}
 	if w.err != nil {
@@ -171,7 +177,7 @@ func (w *Watcher) Wait(deadline time.Time) ([]Ready, error) {
 	for i := range w.events[:w.n] {
 		e := &w.events[i]
 		if token := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32; token != bellToken {
-			batch = append(batch, Ready{Token: token, Hangup: e.Events&(unix.EPOLLHUP|unix.EPOLLERR) != 0})
+			batch = append(batch, Ready{Token: token, Hangup: e.Events&(unix.EPOLLHUP|unix.EPOLLRDHUP|unix.EPOLLERR) != 0})
 		}
 	}
 	return batch, nil

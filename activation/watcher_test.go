@@ -163,47 +163,6 @@ func TestWatcherDisarm(t *testing.T) {
 	}
 }
 
-// A process that shares a listening socket may shut it down at any time. Disarmed, that must not wake anybody.
-func TestWatcherHangup(t *testing.T) {
-	t.Parallel()
-	nettest.Need(t, nettest.Namespaces)
-	for _, address := range []string{"tcp://:0", "unix://" + tempPath(t, "s")} {
-		w, ready := run(t)
-		s := mustOpen(t, address, Options{})
-		other, err := unix.FcntlInt(uintptr(s.FD()), unix.F_DUPFD_CLOEXEC, 3) // as a child holds it
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(w.Add(s.FD(), 1), w.Arm(s.FD(), 1), w.Disarm(s.FD(), 1)); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Shutdown(other, unix.SHUT_RDWR); err != nil {
-			t.Fatal(err)
-		}
-		expectNothing(t, w, ready)
-		if err := w.Arm(s.FD(), 2); err != nil {
-			t.Fatal(err)
-		}
-		expect(t, ready, Ready{Token: 2, Hangup: true})
-		expectNothing(t, w, ready) // fired, not disarmed
-		if err := w.Remove(s.FD()); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Revive(); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Arm(s.FD(), 3); err != nil {
-			t.Fatal(err)
-		}
-		expectNothing(t, w, ready)
-		mustDial(t, s)
-		expect(t, ready, Ready{Token: 3})
-		if err := errors.Join(w.Remove(s.FD()), unix.Close(other)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 func TestWatcherErrors(t *testing.T) {
 	t.Parallel()
 	w, err := NewWatcher()
@@ -252,6 +211,33 @@ func TestWatcherWake(t *testing.T) {
 	signal(t, fd)
 	if batch, err := w.Wait(time.Time{}); err != nil || !slices.Equal(batch, []Ready{{Token: 5}}) {
 		t.Errorf("after a deadline has passed: got %v, %v, want the report", batch, err)
+	}
+	if err := w.Remove(fd); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A deadline that has passed keeps nothing from being reported.
+func TestWatcherOverdue(t *testing.T) {
+	t.Parallel()
+	w, err := NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	fd := event(t)
+	signal(t, fd)
+	for i := range 3 {
+		if err := w.Arm(fd, uint64(i)); err != nil {
+			t.Fatal(err)
+		}
+		past := time.Now().Add(-time.Second)
+		if batch, err := w.Wait(past); err != nil || !slices.Equal(batch, []Ready{{Token: uint64(i)}}) {
+			t.Errorf("got %v, %v, want the report", batch, err)
+		}
+		if batch, err := w.Wait(past); err != nil || len(batch) != 0 {
+			t.Errorf("got %v, %v, want an empty batch", batch, err)
+		}
 	}
 	if err := w.Remove(fd); err != nil {
 		t.Fatal(err)

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"syscall"
 	"time"
 
+	"hibergate/activation"
 	"hibergate/supervisor/activity"
 )
 
@@ -71,28 +73,34 @@ func (s *Supervisor) each(u *unit, what string, f func(Process) error) {
 	}
 }
 
-// goDo runs work outside the loop; what it returns is run by the loop. The work
-// comes first: it is what a client waits for, and here its caches are warm.
-func (s *Supervisor) goDo(work func() message) {
+// goDo runs work outside the loop; what it returns is run by the loop, or undo where the
+// loop has ended meanwhile (nil: there is nothing to undo). The work comes
+// first: it is what a client waits for, and here its caches are warm.
+func (s *Supervisor) goDo(work func() message, undo func()) {
 	s.inFlight++
 	go func() {
 		result := work()
-		s.post(func(now time.Time) {
+		posted := s.post(func(now time.Time) {
 			s.inFlight--
 			result(now)
 		})
+		if !posted && undo != nil {
+			undo()
+		}
 	}()
 	runtime.Gosched()
 }
 
 func (s *Supervisor) launch(u *unit, queue bool) {
 	u.run++
+	var p Process
+	var err error
 	s.goDo(func() message {
 		var ids []uint64
 		if queue {
 			ids = s.queued(u)
 		}
-		p, err := s.launcher.Launch(u.spec, u.sockets())
+		p, err = s.launcher.Launch(u.spec, u.sockets())
 		return func(now time.Time) {
 			if err != nil {
 				u.fails++
@@ -102,15 +110,17 @@ func (s *Supervisor) launch(u *unit, queue bool) {
 			s.adopt(u, p, queue)
 			s.step(now, u, launched{ids})
 		}
-	})
+	}, func() { abandon(p) })
 }
 
 func (s *Supervisor) serve(u *unit, socket int) {
 	p := &u.ports[socket]
 	held := p.held
 	p.held = nil
+	var b batch
+	var err error
 	s.goDo(func() message {
-		b, err := s.launcher.Serve(u.spec, p.sock, held)
+		b, err = s.launcher.Serve(u.spec, p.sock, held)
 		return func(now time.Time) {
 			p.held = b.held
 			p.accepted += uint64(b.accepted)
@@ -122,7 +132,16 @@ func (s *Supervisor) serve(u *unit, socket int) {
 			}
 			s.step(now, u, served{socket: socket, started: len(b.procs), err: err, pause: b.pause})
 		}
-	})
+	}, func() { abandon(b.procs...) })
+}
+
+// abandon ends processes that were started when nobody was left to take charge of them.
+func abandon(procs ...Process) {
+	for _, p := range procs {
+		if p != nil {
+			_ = p.Signal(syscall.SIGKILL) // there is nobody left to tell, either
+		}
+	}
 }
 
 // adopt takes charge of a process that was just started.
@@ -165,25 +184,32 @@ func (s *Supervisor) look(ctx context.Context, targets ...target) [][]activity.S
 		n := len(t.unit.ports)
 		answers[i], sums = sums[:n], sums[n:]
 		for j := range answers[i] {
-			s.lookIntoProcess(ctx, t, j, &answers[i][j])
+			s.lookIntoProcesses(ctx, t, j, &answers[i][j])
 		}
 	}
 	return answers
 }
 
-// lookIntoProcess finds the connections of a Unix socket that sock_diag does not
-// show: those of clients in another network namespace, such as containers.
-func (s *Supervisor) lookIntoProcess(ctx context.Context, t target, socket int, sum *activity.Summary) {
-	sock := t.unit.ports[socket].sock
-	if a := sock.Address(); !a.Network.Unix() || !a.Network.Connections() || !sum.Known {
-		return
+// lookIntoProcesses finds what only the processes of a service can tell: Unix connections
+// that sock_diag does not show, as their clients are in another network namespace
+// (containers), and whether anything was read from a FIFO.
+func (s *Supervisor) lookIntoProcesses(ctx context.Context, t target, socket int, sum *activity.Summary) {
+	p := &t.unit.ports[socket]
+	network := p.sock.Address().Network
+	var err error
+	switch {
+	case !sum.Known || len(t.pids) == 0:
+	case network == activation.FIFO:
+		sum.Peers, err = s.looker.Read(ctx, t.pids)
+		sum.Peers *= 2*uint64(socket) + 1 // the same for each FIFO, and two would cancel out
+	case network.Unix() && network.Connections():
+		var held int
+		if held, err = s.looker.Held(ctx, p.key, t.pids); held > sum.Open {
+			sum.Open, sum.PayloadUnseen = held, true
+		}
 	}
-	held, err := s.looker.Held(ctx, t.unit.ports[socket].key, t.pids)
 	if err != nil {
-		sum.Known, sum.Why = false, fmt.Sprintf("look into process: %v", err)
-	}
-	if held > sum.Open {
-		sum.Open, sum.PayloadUnseen = held, true
+		sum.Known, sum.Why = false, fmt.Sprintf("look into processes: %v", err)
 	}
 }
 
@@ -204,7 +230,7 @@ func (s *Supervisor) confirm(u *unit) {
 				s.step(now, u, confirmed{sums: sums, err: err})
 			}
 		}
-	})
+	}, nil)
 }
 
 // startLook looks at all that want it, in one pass.
@@ -227,7 +253,7 @@ func (s *Supervisor) startLook() {
 				}
 			}
 		}
-	})
+	}, nil)
 }
 
 func (s *Supervisor) report(u *unit, a report) {

@@ -20,6 +20,7 @@
 //
 //	listening  -> starting    traffic, requested
 //	listening  -> stopped     supervisor stops
+//	listening  -> backoff     socket is shut down
 //	starting   -> running     launched
 //	starting   -> backoff     start failed
 //	running    -> confirming  idle
@@ -46,9 +47,9 @@
 //	listening  -> stopping    requested, supervisor stops
 //	listening  -> killing     supervisor stops
 //	listening  -> stopped     supervisor stops
-//	listening  -> backoff     start failed, out of resources
+//	listening  -> backoff     start failed, out of resources, socket is shut down
 //	running    -> listening   served
-//	running    -> backoff     start failed, out of resources
+//	running    -> backoff     start failed, out of resources, socket is shut down
 //	running    -> stopping    requested, supervisor stops
 //	running    -> killing     supervisor stops
 //	stopping   -> killing     stop timed out, supervisor stops

@@ -36,7 +36,8 @@ type stage struct {
 	fail   error          // what Launch returns
 	sum    activity.Summary
 	looks  int
-	frozen func() // called by Freeze
+	frozen func()        // called by Freeze
+	hang   chan struct{} // Launch waits until it is closed; nil: it does not
 }
 
 // perform runs services until the test function returns.
@@ -162,6 +163,12 @@ func (l *fakeLauncher) Close() error { return nil }
 func (l *fakeLauncher) Launch(*Service, []*activation.Socket) (Process, error) {
 	time.Sleep(time.Millisecond)
 	l.mu.Lock()
+	hang := l.hang
+	l.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fail != nil {
 		return nil, l.fail
@@ -197,6 +204,7 @@ func (l *fakeLooker) Look(_ context.Context, _ time.Time, keys []uint32) []activ
 }
 func (l *fakeLooker) Queued(context.Context, []uint32) ([]uint64, error) { return nil, nil }
 func (l *fakeLooker) Held(context.Context, uint32, []int) (int, error)   { return 0, nil }
+func (l *fakeLooker) Read(context.Context, []int) (uint64, error)        { return 0, nil }
 func (l *fakeLooker) Flows(context.Context, uint32, []int) ([]activity.Flow, string) {
 	return nil, ""
 }

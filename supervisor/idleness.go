@@ -18,6 +18,10 @@ type idleness struct {
 	spec  *Idle
 	since time.Time // no activity since, as far as is known from looks
 
+	// exact is whether the last look found the kernel's clock; false before the first
+	// look. It outlives a process.
+	exact bool
+
 	// At the previous look, over all sockets.
 	looked time.Time
 	open   int
@@ -26,13 +30,16 @@ type idleness struct {
 
 // begin forgets the previous process. Its start counts as activity.
 func (i *idleness) begin(now time.Time) {
-	*i = idleness{spec: i.spec, since: now, looked: now}
+	*i = idleness{spec: i.spec, exact: i.exact, since: now, looked: now}
 }
 
 // first returns when to look for the first time; the zero Time: never.
 func (i *idleness) first(now time.Time) time.Time {
 	if i.spec.StopAfter <= 0 {
 		return time.Time{}
+	}
+	if !i.exact {
+		return i.again(now)
 	}
 	return now.Add(i.spec.StopAfter)
 }
@@ -50,7 +57,7 @@ func (i *idleness) judge(now time.Time, sums []activity.Summary) (next time.Time
 	exact, open, peers, held := true, 0, uint64(0), false
 	for _, s := range sums {
 		if !s.Known {
-			i.since = now
+			i.since, i.exact = now, false
 			return i.again(now), "unknown: " + s.Why
 		}
 		exact = exact && s.Exact
@@ -70,6 +77,7 @@ func (i *idleness) judge(now time.Time, sums []activity.Summary) (next time.Time
 			held = held || s.PayloadUnseen
 		}
 	}
+	i.exact = exact
 	// A connection can end without a packet (the peer is gone, and the kernel gives up).
 	changed := (open != i.open || peers != i.peers) && !i.since.After(i.looked)
 	i.looked, i.open, i.peers = now, open, peers

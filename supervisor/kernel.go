@@ -29,6 +29,7 @@ type Watcher interface {
 type Looker interface {
 	Look(ctx context.Context, now time.Time, keys []uint32) []activity.Summary
 	Held(ctx context.Context, key uint32, roots []int) (int, error)
+	Read(ctx context.Context, roots []int) (uint64, error)
 	Queued(ctx context.Context, keys []uint32) ([]uint64, error)
 	Flows(ctx context.Context, key uint32, roots []int) ([]activity.Flow, string)
 	Missing() []string

@@ -26,6 +26,8 @@ type event interface{ event() }
 type (
 	// socketReady: something waits on a socket that was armed.
 	socketReady struct{ socket int }
+	// socketBroken: a socket was shut down and cannot be made to listen again.
+	socketBroken struct{ err error }
 	// launched: the process of this run was executed. queued are the identities of
 	// what waited on the sockets before, where launch asked for them.
 	launched struct{ queued []uint64 }
@@ -39,7 +41,9 @@ type (
 		err     error
 		pause   bool // err is about the supervisor's resources, not about the service
 	}
-	// exited: a process of the service ended. queued as in launched, where reap asked.
+	// exited: a process of the service ended. queued as in launched where that asked; else
+	// only whether anything waits counts. It holds unidentified where something waits that
+	// cannot be named.
 	exited struct {
 		status process.ExitStatus
 		queued []uint64
@@ -60,6 +64,7 @@ type (
 )
 
 func (socketReady) event()       {}
+func (socketBroken) event()      {}
 func (launched) event()          {}
 func (launchFailed) event()      {}
 func (served) event()            {}
@@ -70,6 +75,9 @@ func (deadlinePassed) event()    {}
 func (wakeRequested) event()     {}
 func (sleepRequested) event()    {}
 func (shutdownRequested) event() {}
+
+// unidentified stands for what waits on a socket and has no identity that we know.
+const unidentified = 1<<64 - 1
 
 // action is what a policy wants done. All of them succeed or come back as an event.
 //

@@ -151,7 +151,11 @@ func (w *world) act(b byte) {
 	case 0, 1:
 		if s := int(kind); w.armed[s] {
 			w.armed[s] = false // one-shot
-			w.tell(socketReady{s})
+			if detail == 6 {
+				w.tell(socketBroken{errors.New("no")})
+			} else {
+				w.tell(socketReady{s})
+			}
 		}
 	case 2, 3, 4: // an answer arrives, well or badly
 		if len(w.pending) == 0 {
@@ -230,7 +234,7 @@ func (w *world) answer(ev event, detail int) event {
 		}
 		w.quiet = sum.Known && sum.Open == 0 && sum.Queued == 0
 		return confirmed{sums: sums}
-	case socketReady, launchFailed, exited, deadlinePassed, wakeRequested, sleepRequested, shutdownRequested:
+	case socketReady, socketBroken, launchFailed, exited, deadlinePassed, wakeRequested, sleepRequested, shutdownRequested:
 	}
 	return ev
 }
@@ -300,7 +304,7 @@ func explore(t *testing.T, accept bool, got map[string]bool) {
 				l := w.p.life()
 				key := fmt.Sprint(l.state, l.reason, w.live, w.armed, len(w.pending))
 				if m, ok := w.p.(*solo); ok {
-					key += fmt.Sprint(m.wanted, m.looking, min(m.stuck.inRow, 3), m.stuck.bracket)
+					key += fmt.Sprint(m.wanted, m.looking, w.now.Sub(m.idle.since) >= m.spec.Idle.StopAfter, min(m.stuck.inRow, 3), m.stuck.bracket)
 				}
 				if !situations[key] {
 					situations[key] = true
@@ -358,7 +362,7 @@ func TestEveryEventInEveryState(t *testing.T) {
 				l := w.p.life()
 				l.state = state
 				if c, ok := w.p.(*perConnection); ok {
-					c.live, c.serving = 1, 1
+					c.live, c.serving[0] = 1, true
 				}
 				for _, a := range w.p.step(now, ev) {
 					if r, ok := a.(report); ok && r.to == Stopped && r.reason != ReasonShutdown {

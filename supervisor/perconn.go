@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"slices"
 	"syscall"
 	"time"
 )
@@ -12,7 +13,7 @@ type perConnection struct {
 	spec *Service
 
 	live    int    // processes
-	serving int    // serve actions under way
+	serving []bool // by socket: a serve action is under way
 	refused []bool // by socket: a connection was accepted and could not get its process yet
 	wanted  wanted
 }
@@ -21,6 +22,7 @@ func newPerConnection(spec *Service, now time.Time) *perConnection {
 	return &perConnection{
 		spec:      spec,
 		lifecycle: lifecycle{state: Listening, reason: ReasonStarted, since: now},
+		serving:   make([]bool, len(spec.Sockets)),
 		refused:   make([]bool, len(spec.Sockets)),
 	}
 }
@@ -31,9 +33,15 @@ func (m *perConnection) step(now time.Time, ev event) []action {
 	case socketReady:
 		switch m.state {
 		case Listening, Running:
-			m.serving++
-			return []action{serve(ev)}
+			if !m.serving[ev.socket] {
+				m.serving[ev.socket] = true
+				return []action{serve(ev)}
+			}
 		case Starting, Confirming, Stopping, Killing, Backoff, Stopped:
+		}
+	case socketBroken:
+		if m.state == Listening || m.state == Running {
+			return append(m.fail(now, ReasonBroken, ev.err), disarm{})
 		}
 	case served:
 		return m.served(now, ev)
@@ -55,7 +63,7 @@ func (m *perConnection) step(now time.Time, ev event) []action {
 }
 
 func (m *perConnection) served(now time.Time, ev served) []action {
-	m.serving--
+	m.serving[ev.socket] = false
 	m.live += ev.started
 	m.refused[ev.socket] = ev.err != nil && !ev.pause
 	switch m.state {
@@ -85,7 +93,7 @@ func (m *perConnection) served(now time.Time, ev served) []action {
 
 // ended looks whether anything is left to wait for.
 func (m *perConnection) ended(now time.Time) []action {
-	if m.live > 0 || m.serving > 0 {
+	if m.live > 0 || m.anyServing() {
 		return nil
 	}
 	switch m.state {
@@ -106,15 +114,19 @@ func (m *perConnection) ended(now time.Time) []action {
 func (m *perConnection) resume() []action {
 	var acts []action
 	for i, waits := range m.refused {
-		if waits {
-			m.serving++
+		switch {
+		case m.serving[i]: // it is armed when that is over
+		case waits:
+			m.serving[i] = true
 			acts = append(acts, serve{i})
-		} else {
+		default:
 			acts = append(acts, armOne{i})
 		}
 	}
 	return acts
 }
+
+func (m *perConnection) anyServing() bool { return slices.Contains(m.serving, true) }
 
 func (m *perConnection) timeout(now time.Time) []action {
 	if !m.due(now) {
@@ -146,7 +158,7 @@ func (m *perConnection) stopFor(now time.Time, why wanted) []action {
 	if why >= wantShutdown {
 		reason = ReasonShutdown
 	}
-	if m.live == 0 && m.serving == 0 {
+	if m.live == 0 && !m.anyServing() {
 		if why == wantSleep {
 			m.wanted = wantNothing
 			return nil

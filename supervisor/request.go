@@ -37,7 +37,10 @@ func (s *Supervisor) Ping(ctx context.Context) error {
 // KillNow kills every process that still runs, without waiting for stop.timeout.
 // It is for a second signal, after the context of Run has ended; it never blocks.
 func (s *Supervisor) KillNow() {
-	s.post(func(time.Time) { s.all(shutdownRequested{now: true}) })
+	s.post(func(time.Time) {
+		s.killed = true
+		s.all(shutdownRequested{now: true})
+	})
 }
 
 // Wake starts the process of a service if none runs, and returns once it runs

@@ -150,6 +150,8 @@ func scriptEvent(t *testing.T, now time.Time, words []string) event {
 	for w := range strings.SplitSeq(args["queued"], ",") {
 		if n, err := strconv.ParseUint(w, 10, 64); err == nil {
 			queued = append(queued, n)
+		} else if w == "?" {
+			queued = append(queued, unidentified)
 		}
 	}
 	ago := func(k string) time.Time {
@@ -172,6 +174,8 @@ func scriptEvent(t *testing.T, now time.Time, words []string) event {
 	switch words[0] {
 	case "socketReady":
 		return socketReady{number("socket")}
+	case "socketBroken":
+		return socketBroken{failure}
 	case "launched":
 		return launched{queued}
 	case "launchFailed":

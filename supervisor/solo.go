@@ -52,6 +52,10 @@ func (m *solo) step(now time.Time, ev event) []action {
 		if m.state == Listening {
 			return m.start(now, ReasonTraffic)
 		}
+	case socketBroken:
+		if m.state == Listening {
+			return append(m.fail(now, ReasonBroken, ev.err), disarm{})
+		}
 	case wakeRequested:
 		return m.wake(now)
 	case sleepRequested:
@@ -93,15 +97,23 @@ func (m *solo) start(now time.Time, reason Reason) []action {
 	return []action{launch{queue: m.stuck.bracket}, disarm{}, report}
 }
 
+// wake handles a request for a running process: there is one soon, or the one
+// that there is stays, as if it had just been used.
 func (m *solo) wake(now time.Time) []action {
 	switch m.state {
 	case Listening, Backoff:
 		return m.start(now, ReasonRequested)
-	case Stopping, Killing:
-		if m.wanted == wantSleep || m.wanted == wantNothing {
+	case Confirming, Stopping, Killing:
+		if m.wanted < wantShutdown {
 			m.wanted = wantWake
 		}
-	case Starting, Running, Confirming, Stopped:
+	case Running:
+		m.idle.since = now
+	case Starting:
+		if m.wanted < wantShutdown {
+			m.wanted = wantNothing
+		}
+	case Stopped:
 	}
 	return nil
 }
@@ -135,9 +147,14 @@ func (m *solo) judge(now time.Time, ev looked) []action {
 // carries on, or is stopped. The stop signal is sent while it is still frozen,
 // so that it is the first thing it meets when it thaws.
 func (m *solo) verdict(now time.Time, ev confirmed) []action {
-	if m.wanted != wantNothing {
+	switch m.wanted {
+	case wantSleep, wantShutdown, wantShutdownNow:
 		return m.stop(now, m.wanted)
+	case wantWake:
+		m.idle.since = now
+	case wantNothing:
 	}
+	m.wanted = wantNothing
 	if ev.err != nil {
 		m.busy = ev.err.Error()
 		acts := []action{m.enter(now, Running, ReasonFreeze, ev.err)}
@@ -164,28 +181,25 @@ func (m *solo) stopFor(now time.Time, why wanted) []action {
 			return nil
 		}
 		return []action{m.enter(now, Stopped, ReasonShutdown, nil), disarm{}}
-	case Starting, Confirming:
-		m.wanted = max(m.wanted, why)
-		if m.wanted == wantWake {
-			m.wanted = why
-		}
-		return nil
+	case Starting, Confirming, Killing:
+		m.want(why)
 	case Running:
 		return m.stop(now, why)
 	case Stopping:
-		if why > wantSleep {
-			m.wanted = why
-		}
+		m.want(why)
 		if why == wantShutdownNow {
 			return m.kill(now, ReasonShutdown)
-		}
-	case Killing:
-		if why > wantSleep {
-			m.wanted = why
 		}
 	case Stopped:
 	}
 	return nil
+}
+
+// want notes what to do next. The last request wins, but there is no way back from a shutdown.
+func (m *solo) want(why wanted) {
+	if m.wanted < wantShutdown || why > m.wanted {
+		m.wanted = why
+	}
 }
 
 // stop sends the stop signal to a process that runs or is frozen.
@@ -302,6 +316,9 @@ func (s *stuckness) exit(queued []uint64) bool {
 	if !s.bracket {
 		return false
 	}
+	if slices.Contains(queued, unidentified) {
+		return true // it waits, and nothing tells that anything was taken
+	}
 	left := make(map[uint64]bool, len(queued))
 	for _, id := range queued {
 		left[id] = true
@@ -313,7 +330,7 @@ func (s *stuckness) exit(queued []uint64) bool {
 		}
 	}
 	if len(s.before) == 0 {
-		return false
+		return false // it came during the run
 	}
 	s.after = 0 // from now on every run is looked at
 	return true

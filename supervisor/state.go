@@ -44,21 +44,22 @@ type Reason string
 // The reasons, as status and logs show them.
 const (
 	ReasonStarted     Reason = "supervisor started"
-	ReasonTraffic     Reason = "traffic"          // something waits on a socket
-	ReasonRequested   Reason = "requested"        // somebody asked for it by the control socket
-	ReasonLaunched    Reason = "launched"         // the program was executed
-	ReasonServing     Reason = "serving"          // accept = true: a connection was accepted
-	ReasonIdle        Reason = "idle"             // no activity for stop_after
-	ReasonBusy        Reason = "busy after all"   // the last look, while frozen, found activity
-	ReasonFreeze      Reason = "cannot be frozen" // so the last look was not possible
-	ReasonExited      Reason = "exited"           // the process ended by itself
-	ReasonStopped     Reason = "stopped"          // the process ended as it was told to
-	ReasonServed      Reason = "served"           // accept = true: the last connection's process ended
-	ReasonFailed      Reason = "failed"           // the process ended with an error
-	ReasonStartFailed Reason = "start failed"     // there is no process
-	ReasonNothingRead Reason = "took no traffic"  // the process ended and what woke it still waits
-	ReasonResources   Reason = "out of resources" // descriptors or memory
-	ReasonTimeout     Reason = "stop timed out"   // still there after stop.timeout
-	ReasonRetry       Reason = "backoff over"     // the next try may begin
-	ReasonShutdown    Reason = "supervisor stops" // the supervisor is going down
+	ReasonTraffic     Reason = "traffic"             // something waits on a socket
+	ReasonRequested   Reason = "requested"           // somebody asked for it by the control socket
+	ReasonLaunched    Reason = "launched"            // the program was executed
+	ReasonServing     Reason = "serving"             // accept = true: a connection was accepted
+	ReasonIdle        Reason = "idle"                // no activity for stop_after
+	ReasonBusy        Reason = "busy after all"      // the last look, while frozen, found activity
+	ReasonFreeze      Reason = "cannot be frozen"    // so the last look was not possible
+	ReasonExited      Reason = "exited"              // the process ended by itself
+	ReasonStopped     Reason = "stopped"             // the process ended as it was told to
+	ReasonServed      Reason = "served"              // accept = true: the last connection's process ended
+	ReasonFailed      Reason = "failed"              // the process ended with an error
+	ReasonStartFailed Reason = "start failed"        // there is no process
+	ReasonNothingRead Reason = "took no traffic"     // the process ended and what woke it still waits
+	ReasonBroken      Reason = "socket is shut down" // by a process, and it cannot be revived
+	ReasonResources   Reason = "out of resources"    // descriptors or memory
+	ReasonTimeout     Reason = "stop timed out"      // still there after stop.timeout
+	ReasonRetry       Reason = "backoff over"        // the next try may begin
+	ReasonShutdown    Reason = "supervisor stops"    // the supervisor is going down
 )

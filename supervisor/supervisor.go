@@ -57,6 +57,7 @@ type Supervisor struct {
 	looking   bool    // one look is under way; it serves many services
 	counts    Counts
 	stopping  bool
+	killed    bool // KillNow was called
 }
 
 // message is run by the loop.
@@ -76,7 +77,7 @@ func New(services []*Service, opts Options) (*Supervisor, error) {
 	}
 	launcher, err := newExecLauncher()
 	if err != nil {
-		return nil, errors.Join(err, closeAll(opened))
+		return nil, errors.Join(err, watcher.Close(), closeAll(opened))
 	}
 	var watched []activity.Socket
 	for i, sockets := range opened {
@@ -161,7 +162,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 // loop handles one message after another until everything has stopped.
 func (s *Supervisor) loop() error {
-	for !s.stopping || s.inFlight > 0 || s.left() {
+	for !s.done() {
 		var deadline time.Time
 		if len(s.timers) > 0 {
 			deadline = s.timers[0].due
@@ -218,9 +219,16 @@ func (s *Supervisor) close() {
 	}
 }
 
-// left says whether a service has not stopped yet.
-func (s *Supervisor) left() bool {
-	return slices.ContainsFunc(s.units, func(u *unit) bool { return u.policy.life().state != Stopped })
+// done says whether everything has stopped. After KillNow it does not wait for what
+// may never come back, such as the start of a program on a file system that hangs.
+func (s *Supervisor) done() bool {
+	if !s.stopping {
+		return false
+	}
+	if s.killed {
+		return len(s.procs) == 0
+	}
+	return s.inFlight == 0 && !slices.ContainsFunc(s.units, func(u *unit) bool { return u.policy.life().state != Stopped })
 }
 
 func (s *Supervisor) all(ev event) {
@@ -245,33 +253,31 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 		return // disarmed while the report was on its way
 	}
 	p.armed = false
-	if r.Hangup && s.revive(u, socket) {
-		s.armPort(u, socket)
+	if r.Hangup {
+		// If it is sound again and something waits, arming it says so.
+		if err := s.revive(u, socket); err != nil {
+			s.step(now, u, socketBroken{err})
+		} else {
+			s.armPort(u, socket)
+		}
 		return
 	}
 	s.step(now, u, socketReady{socket})
 }
 
-// revive makes a socket listen again that a process has shut down. It returns
-// false where the socket is sound.
-func (s *Supervisor) revive(u *unit, socket int) bool {
+// revive makes a socket listen again that a process has shut down.
+func (s *Supervisor) revive(u *unit, socket int) error {
 	sock := u.ports[socket].sock
-	attrs := []any{slog.String("service", u.spec.Name), slog.String("address", sock.Address().String())}
-	err := s.watcher.Remove(sock.FD()) // Revive may put another socket under the same number
-	revived := false
-	if err == nil {
-		revived, err = sock.Revive()
+	// Revive may put another socket under the same descriptor.
+	if err := s.watcher.Remove(sock.FD()); err != nil {
+		return err
 	}
-	if err == nil {
-		err = s.watcher.Add(sock.FD(), socketToken(u.index, socket, 0))
+	revived, err := sock.Revive()
+	if revived && err == nil {
+		s.log.Warn("listening socket revived: a process had shut it down",
+			slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
 	}
-	switch {
-	case err != nil:
-		s.log.Error("listening socket cannot be revived", append(attrs, slog.Any("err", err))...)
-	case revived:
-		s.log.Warn("listening socket revived: a process had shut it down", attrs...)
-	}
-	return err == nil && revived
+	return err
 }
 
 // reap is told that a process has ended. Its process group is killed and it is
@@ -288,18 +294,47 @@ func (s *Supervisor) reap(now time.Time, p *instance) {
 		s.log.Error("process not reaped", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
 	}
 	s.log.Debug("process ended", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.String("status", status.String()))
-	if u.spec.Accept || !s.waits(u) {
+	if u.spec.Accept {
+		s.step(now, u, exited{status: status})
+		return
+	}
+	s.restore(u)
+	if !s.waits(u) {
 		s.step(now, u, exited{status: status})
 		return
 	}
 	if !p.queue {
-		s.step(now, u, exited{status: status, queued: []uint64{0}})
+		s.step(now, u, exited{status: status, queued: []uint64{unidentified}})
 		return
 	}
 	s.goDo(func() message {
 		ids := s.queued(u)
+		if len(ids) == 0 {
+			ids = []uint64{unidentified} // for something does wait
+		}
 		return func(now time.Time) { s.step(now, u, exited{status: status, queued: ids}) }
-	})
+	}, nil)
+}
+
+// restore undoes what a process may have left on the sockets that it shared with us.
+func (s *Supervisor) restore(u *unit) {
+	for i := range u.ports {
+		sock := u.ports[i].sock
+		var changed bool
+		var err error
+		if network := sock.Address().Network; !network.Connections() && network != activation.FIFO {
+			err = s.watcher.Remove(sock.FD()) // Restore may put another socket under the same descriptor
+		}
+		if err == nil {
+			changed, err = sock.Restore()
+		}
+		switch {
+		case err != nil:
+			s.log.Error("socket not restored", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.Any("err", err))
+		case changed:
+			s.log.Warn("socket restored: a process had connected it", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
+		}
+	}
 }
 
 // waits says whether something waits on a socket of the unit.
@@ -314,7 +349,8 @@ func (s *Supervisor) waits(u *unit) bool {
 func (s *Supervisor) queued(u *unit) []uint64 {
 	ids, err := s.looker.Queued(context.Background(), u.keys())
 	if err != nil {
-		s.log.Debug("queue not read", slog.String("service", u.spec.Name), slog.Any("err", err))
+		s.log.Warn("queue not read", slog.String("service", u.spec.Name), slog.Any("err", err))
+		return []uint64{unidentified}
 	}
 	return ids
 }

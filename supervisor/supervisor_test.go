@@ -206,3 +206,26 @@ func TestCounts(t *testing.T) {
 		}
 	})
 }
+
+// A start that never comes back does not hold up the end, and what it starts after
+// all is killed.
+func TestShutdownWhileStartHangs(t *testing.T) {
+	perform(t, []*Service{idleService("web")}, func(st *stage) {
+		t := st.t
+		hang := make(chan struct{})
+		st.set(func() { st.hang = hang })
+		st.traffic("web")
+		st.stop()
+		st.pass(time.Hour)
+		if err := st.s.Ping(t.Context()); err != nil {
+			t.Fatalf("ended before KillNow: %v", err)
+		}
+		st.s.KillNow()
+		st.ended <- <-st.ended
+		close(hang)
+		synctest.Wait()
+		if diff := cmp.Diff([]syscall.Signal{syscall.SIGKILL}, st.last().signals); diff != "" {
+			t.Errorf("signals (-want +got):\n%s", diff)
+		}
+	})
+}

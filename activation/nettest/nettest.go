@@ -32,6 +32,11 @@ func Main(m *testing.M) int {
 	if os.Getenv(inside) == "none" {
 		return m.Run() // no namespaces here: Need skips or fails each test that wants them
 	}
+	// What a test mounts stays here.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		fmt.Fprintln(os.Stderr, "nettest: make mounts private:", err)
+		return 1
+	}
 	if err := loopbackUp(); err != nil {
 		fmt.Fprintln(os.Stderr, "nettest: bring up loopback:", err)
 		return 1

@@ -12,16 +12,18 @@ import (
 	"hibergate/supervisor"
 )
 
-// notifier tells systemd how we are (sd_notify(3)), where systemd wants to know.
+// notifier tells systemd how we are (sd_notify(3)), where systemd wants to know. Only
+// run sends, as a receiver that reads no more makes the sender wait.
 type notifier struct {
 	logger   *slog.Logger
 	send     func(state string)
+	say      chan string            // what ready and stopping want to be sent; room for both
 	changed  chan supervisor.Counts // nil: nobody wants to know
 	watchdog time.Duration          // within which systemd wants a sign of life; 0: it does not
 }
 
 func newNotifier(logger *slog.Logger) *notifier {
-	n := &notifier{logger: logger, send: func(string) {}}
+	n := &notifier{logger: logger, send: func(string) {}, say: make(chan string, 2)}
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return n
 	}
@@ -39,10 +41,11 @@ func newNotifier(logger *slog.Logger) *notifier {
 }
 
 func (n *notifier) ready(services int) {
-	n.send(daemon.SdNotifyReady + "\nSTATUS=" + statusLine(supervisor.Counts{Total: services}))
+	n.say <- daemon.SdNotifyReady + "\nSTATUS=" + statusLine(supervisor.Counts{Total: services})
 }
 
-func (n *notifier) stopping() { n.send(daemon.SdNotifyStopping) }
+// stopping is to be called once at the most, as ready is.
+func (n *notifier) stopping() { n.say <- daemon.SdNotifyStopping }
 
 // run passes on how many services are awake, and as long as ping says that
 // the supervisor's loop goes round, that we are alive. It returns when ended is closed.
@@ -50,9 +53,6 @@ func (n *notifier) stopping() { n.send(daemon.SdNotifyStopping) }
 // The watchdog is the only thing in this program that happens by the clock, and
 // only where systemd asked for it.
 func (n *notifier) run(ctx context.Context, ended <-chan struct{}, ping func(context.Context) error) {
-	if n.changed == nil {
-		return
-	}
 	var alive <-chan time.Time
 	if n.watchdog > 0 {
 		ticker := time.NewTicker(n.watchdog / 2)
@@ -62,7 +62,16 @@ func (n *notifier) run(ctx context.Context, ended <-chan struct{}, ping func(con
 	for {
 		select {
 		case <-ended:
-			return
+			for {
+				select {
+				case state := <-n.say:
+					n.send(state)
+				default:
+					return
+				}
+			}
+		case state := <-n.say:
+			n.send(state)
 		case c := <-n.changed:
 			n.send("STATUS=" + statusLine(c))
 		case <-alive:

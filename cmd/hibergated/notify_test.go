@@ -32,13 +32,15 @@ func TestStatusLine(t *testing.T) {
 	}
 }
 
-// Without systemd nothing is sent, nobody asks for counts, and run has nothing to wait for.
+// Without systemd nothing is sent, and nobody asks for counts.
 func TestNotifierWithoutSystemd(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	n := newNotifier(quiet())
 	n.ready(1)
 	n.stopping()
-	n.run(t.Context(), nil, nil)
+	ended := make(chan struct{})
+	close(ended)
+	n.run(t.Context(), ended, nil)
 	if n.changed != nil {
 		t.Error("counts are wanted")
 	}
@@ -60,6 +62,9 @@ func TestNotifierSpeaksToSystemd(t *testing.T) {
 	}
 	n.ready(3)
 	n.stopping()
+	ended := make(chan struct{})
+	close(ended) // what was said before the end is still sent
+	n.run(t.Context(), ended, nil)
 	buf := make([]byte, 256)
 	for _, want := range []string{"READY=1\nSTATUS=0 of 3 services awake", "STOPPING=1"} {
 		size, err := conn.Read(buf)

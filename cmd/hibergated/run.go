@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -90,15 +91,24 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 	}
 	asked, shutdown := context.WithCancel(ctx)
 	defer shutdown()
-	ended := make(chan struct{})
+	ended, notified := make(chan struct{}), make(chan struct{})
+	defer func() {
+		select {
+		case <-notified:
+		case <-time.After(lastWords): // systemd does not read
+		}
+	}()
 	defer close(ended)
 	helpers.Go(func() {
 		if err := server.Serve(sup); err != nil {
 			logger.Error("control socket not served", slog.Any("err", err))
 		}
 	})
-	helpers.Go(func() { watchSignals(signals, ended, logger, func() { notify.stopping(); shutdown() }, sup.KillNow) })
-	helpers.Go(func() { notify.run(ctx, ended, sup.Ping) })
+	helpers.Go(func() { watchSignals(signals, ended, logger, func() { shutdown(); notify.stopping() }, sup.KillNow) })
+	go func() {
+		defer close(notified)
+		notify.run(ctx, ended, sup.Ping)
+	}()
 
 	// What it took to read the configuration and to open the sockets is not needed again.
 	debug.FreeOSMemory()

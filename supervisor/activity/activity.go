@@ -41,9 +41,10 @@ type Summary struct {
 	Queued int // connections, datagrams or bytes that nobody has taken yet
 
 	// Last is when the last packet that opened, closed or carried data came or
-	// went. Exact says that it is the kernel's own time; where it is not, Last
-	// is the zero Time and activity between two looks is only seen as a change of
-	// Open or Peers.
+	// went. Exact says that it is the kernel's own time, and all there is to know.
+	// Elsewhere activity between two looks is only seen as a change of Open or Peers
+	// (of a FIFO: of Tracker.Read), and Last is the zero Time; of a FIFO it is that of the last
+	// write as far as the wall clock can tell, good to show.
 	Last  time.Time
 	Exact bool
 

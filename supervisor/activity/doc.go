@@ -7,7 +7,8 @@
 // reads when it is asked to: there is no ticker and no goroutine here.
 //
 // One thing no list of this network namespace has: a connection to a Unix socket whose client
-// lives in another one. [Tracker.Held] asks the processes for those.
+// lives in another one. [Tracker.Held] asks the processes for those. Nor does a FIFO tell reliably that it was used;
+// [Tracker.Read] tells whether the processes have read anything.
 //
 // It knows sockets, never services, and decides nothing. What it cannot find
 // out it says so (Summary.Known), and never guesses.

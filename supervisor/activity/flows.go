@@ -26,11 +26,11 @@ func (t *Tracker) Flows(ctx context.Context, key uint32, roots []int) ([]Flow, s
 	if w == nil {
 		return nil, "the socket is not watched"
 	}
-	if w.problem != "" {
-		return nil, w.problem
-	}
 	if t.closed {
 		return nil, closedTracker
+	}
+	if why := w.unknowable(); why != "" {
+		return nil, why
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err.Error()

@@ -19,10 +19,9 @@ const tick = 10 * time.Millisecond
 // look is one Look on its way. Tracker.mu is held.
 type look struct {
 	*Tracker
-	ctx   context.Context
-	now   time.Time // the caller's
-	began time.Time // the same moment by our own clock
-	due   []due
+	ctx context.Context
+	now time.Time // of the call
+	due []due
 }
 
 // due is a socket that is looked at.
@@ -45,9 +44,11 @@ func (d due) note(why string) {
 	d.Why += why
 }
 
-// ago returns the time of something that the kernel has just said to be so old.
+// ago returns the time of something that the kernel has just said to be so old. It counts
+// from this moment: since the call there may have been a long wait for Tracker.mu. What came
+// after the call is dated at the call, which is as busy as can be.
 func (l *look) ago(age time.Duration) time.Time {
-	return l.now.Add(min(time.Since(l.began)-max(age-tick, 0), 0))
+	return l.now.Add(min(time.Since(l.now)-max(age-tick, 0), 0))
 }
 
 // run asks the witnesses, cheapest first.
@@ -85,7 +86,9 @@ func (l *look) run() {
 	}
 }
 
-// lookAtFIFO needs no witness: the pipe says what is in it, and its inode when it was written to.
+// lookAtFIFO asks the pipe what is in it, and its inode when it was written to. That time is
+// for display: a writer that came through a read-only mount does not move it, and it is the wall clock's.
+// Tracker.Read has the evidence.
 func (l *look) lookAtFIFO(d due) {
 	queued, err := unix.IoctlGetInt(d.FD, unix.TIOCINQ) // FIONREAD
 	if err != nil {
@@ -97,9 +100,10 @@ func (l *look) lookAtFIFO(d due) {
 		d.fail(fmt.Sprintf("look at FIFO: %v", err))
 		return
 	}
-	// By the wall clock, and not in the future, whatever was done to the clock.
-	age := time.Now().Round(0).Sub(time.Unix(st.Mtim.Unix()))
-	d.Queued, d.Last, d.Exact = queued, l.ago(age), true
+	d.Queued = queued
+	if age := time.Since(time.Unix(st.Mtim.Unix())); age >= 0 {
+		d.Last = l.ago(age)
+	}
 }
 
 // askLedger reads the ledger for those who want it.
@@ -258,6 +262,9 @@ func (d due) see(protocol uint8, row *sockdiag.Inet, youngest map[*watched]time.
 func (l *look) askUnix(some []due) {
 	byName := make(map[string][]due, len(some))
 	for _, d := range some {
+		if err := d.identify(); err != nil {
+			d.fail(err.Error())
+		}
 		byName[d.name] = append(byName[d.name], d)
 	}
 	begin := func() {

@@ -18,6 +18,14 @@ func holders(roots []int) map[uint32]int {
 // eachSocket calls each for every socket that roots and their descendants hold, with the number of
 // its descriptor there. What cannot be read (the process is gone, or another user's) is left out.
 func eachSocket(roots []int, each func(pid, fd int, inode uint32)) {
+	eachProcess(roots, func(pid int, dir string) {
+		eachSocketOf(dir, func(fd int, inode uint32) { each(pid, fd, inode) })
+	})
+}
+
+// eachProcess calls each once for each of roots and their descendants, parents first, with its
+// directory in /proc.
+func eachProcess(roots []int, each func(pid int, dir string)) {
 	seen := make(map[int]bool)
 	for next := roots; len(next) > 0; {
 		var children []int
@@ -27,7 +35,7 @@ func eachSocket(roots []int, each func(pid, fd int, inode uint32)) {
 			}
 			seen[pid] = true
 			dir := "/proc/" + strconv.Itoa(pid)
-			eachSocketOf(dir, func(fd int, inode uint32) { each(pid, fd, inode) })
+			each(pid, dir)
 			children = append(children, childrenOf(dir)...)
 		}
 		next = children

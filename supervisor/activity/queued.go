@@ -57,6 +57,9 @@ func (t *Tracker) queuedTCP(w *watched) (ids []uint64, err error) {
 }
 
 func (t *Tracker) queuedUnix(w *watched) (ids []uint64, err error) {
+	if err := w.identify(); err != nil {
+		return nil, err
+	}
 	err = t.sockdiag.Unix(func() { ids = nil }, func(row *sockdiag.Unix) {
 		if row.Inode != w.inode {
 			return

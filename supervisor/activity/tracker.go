@@ -162,13 +162,13 @@ func (t *Tracker) Close() error {
 }
 
 // Look asks the witnesses about the sockets with these keys, all in one pass, and
-// returns a Summary for each key, in the same order. now is the time of the call, on
-// which Last and LastPayload are based.
+// returns a Summary for each key, in the same order. now is the time of the call by
+// the machine's clock; Last and LastPayload are never after it.
 func (t *Tracker) Look(ctx context.Context, now time.Time, keys []uint32) []Summary {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	summaries := make([]Summary, len(keys))
-	l := look{Tracker: t, ctx: ctx, now: now, began: time.Now()}
+	l := look{Tracker: t, ctx: ctx, now: now}
 	for i, key := range keys {
 		w, s := t.sockets[key], &summaries[i]
 		switch {
@@ -176,11 +176,11 @@ func (t *Tracker) Look(ctx context.Context, now time.Time, keys []uint32) []Summ
 			s.Why = "the socket is not watched"
 		case t.closed:
 			s.Why = closedTracker
-		case w.problem != "":
-			s.Why = w.problem
 		default:
-			s.Known = true
-			l.due = append(l.due, due{w, s})
+			if s.Why = w.unknowable(); s.Why == "" {
+				s.Known = true
+				l.due = append(l.due, due{w, s})
+			}
 		}
 	}
 	l.run()

@@ -10,7 +10,7 @@ import (
 	"hibergate/supervisor/activity/ledger"
 )
 
-// watched is a socket with what was found out about it once. Immutable but for the counts.
+// watched is a socket with what was found out about it.
 type watched struct {
 	Socket
 	problem string // why nothing can be known about it; empty: fine
@@ -24,7 +24,7 @@ type watched struct {
 	account  ledger.Key // in the ledger; zero without one
 
 	// Unix sockets.
-	inode uint32
+	inode uint32 // newest; see identify
 	name  string // as sock_diag tells it: abstract names with a leading NUL
 
 	counted       counted // newest figures of the ledger
@@ -63,11 +63,6 @@ func (w *watched) examine() error {
 		w.only6 = only != 0
 	case *unix.SockaddrUnix:
 		w.name = socketName(a)
-		var st unix.Stat_t
-		if err := unix.Fstat(w.FD, &st); err != nil {
-			return err
-		}
-		w.inode = uint32(st.Ino)
 		return nil
 	default:
 		return fmt.Errorf("address of unknown kind %T", bound)
@@ -82,6 +77,37 @@ func (w *watched) examine() error {
 	if w.Accounting != SockDiag {
 		w.account = w.key()
 	}
+	return nil
+}
+
+// unknowable says why nothing can be known about the socket; empty: fine. The program has the socket
+// too and may make it transparent at any time, so that is asked each time.
+func (w *watched) unknowable() string {
+	if w.problem != "" || !w.Address.Network.IP() {
+		return w.problem
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_TRANSPARENT
+	if w.domain == unix.AF_INET6 {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT
+	}
+	transparent, err := unix.GetsockoptInt(w.FD, level, option)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("examine socket: %v", err)
+	case transparent != 0:
+		return "connections of a transparent socket have addresses of their own, which no witness can be asked about"
+	}
+	return ""
+}
+
+// identify reads the inode of a Unix socket: there may be another socket under the
+// descriptor than the last time (one that was shut down is replaced).
+func (w *watched) identify() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(w.FD, &st); err != nil {
+		return fmt.Errorf("identify socket: %w", err)
+	}
+	w.inode = uint32(st.Ino)
 	return nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // defaultPath is what systemd gives to its services.
@@ -96,14 +98,22 @@ func readEnvironmentFiles(pattern string) ([]string, error) {
 	return vars, nil
 }
 
-// readBounded reads a whole file that may not be larger than maxEnvironmentFile.
-// Its errors leave the file's name to the caller.
+// readBounded reads a whole file that may not be larger than maxEnvironmentFile. It
+// does not wait for what is not a file: a FIFO, put there by somebody, would be
+// opened for ever. Its errors leave the file's name to the caller.
 func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, withoutPath(err)
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, withoutPath(err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxEnvironmentFile+1))
 	if err != nil {
 		return nil, withoutPath(err)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -137,7 +139,7 @@ func TestEnviron(t *testing.T) {
 	for file, want := range map[string]string{
 		dir + "/none":   "read environment file " + dir + "/none: no such file or directory",
 		dir + "/none.*": "read environment file " + dir + "/none.*: file does not exist",
-		dir:             "read environment file " + dir + ": is a directory",
+		dir:             "read environment file " + dir + ": not a regular file",
 		"-" + large:     "read environment file " + large + ": larger than 1048576 bytes",
 		"-" + bad:       "read environment file " + bad + ": not UTF-8",
 	} {
@@ -148,5 +150,18 @@ func TestEnviron(t *testing.T) {
 		if strings.Contains(file, "none") && !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: got %v, want it to be %v", file, err, fs.ErrNotExist)
 		}
+	}
+}
+
+// What is not a regular file is not waited for.
+func TestEnvironmentFileIsFIFO(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x := Exec{EnvironmentFiles: []string{path}}
+	want := "read environment file " + path + ": not a regular file"
+	if _, err := x.Environ(nil, nil); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
