@@ -30,7 +30,7 @@ func hangingDirectory(t *testing.T) string {
 		t.Fatal(err)
 	}
 	// Nobody reads what the kernel asks of fd.
-	if err := unix.Mount("hang", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)); err != nil {
+	if err := unix.Mount("hang", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fd)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -56,7 +56,10 @@ func TestHangBeforeExec(t *testing.T) {
 	results := make(chan started, stuck)
 	for range stuck {
 		go func() {
-			p, err := s.Start(&Spec{Exec: &Exec{Command: []string{"/bin/true"}, WorkingDirectory: dir}, First: 3, Stdout: -1, Stderr: -1})
+			p, err := s.Start(&Spec{
+				Exec: &Exec{Command: []string{"/bin/true"}, WorkingDirectory: dir}, Identity: &Identity{UID: 65534, GID: 65534},
+				First: 3, Stdout: -1, Stderr: -1,
+			})
 			results <- started{p, err}
 		}()
 	}
@@ -84,9 +87,14 @@ func TestHangBeforeExec(t *testing.T) {
 
 // The timer that ends a child before its exec does not outlive the exec.
 func TestExecEndsTimer(t *testing.T) {
+	nettest.Need(t, nettest.RealRoot)
 	s := newSpawner(t)
 	s.timeout = 100 * time.Millisecond
-	if out, status := output(t, s, &Spec{Exec: sh("cat /proc/$$/timers; sleep 0.3; echo alive"), First: 3, Stdout: -1, Stderr: -1}); out != "alive\n" {
+	out, status := output(t, s, &Spec{
+		Exec: sh("cat /proc/$$/timers; sleep 0.3; echo alive"), Identity: &Identity{UID: 65534, GID: 65534},
+		First: 3, Stdout: -1, Stderr: -1,
+	})
+	if out != "alive\n" {
 		t.Errorf("got %q and %s, want it alive and without timers", out, status)
 	}
 }

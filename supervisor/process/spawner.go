@@ -51,7 +51,8 @@ const (
 	// How many sets are kept. Each one makes the table longer that all starts copy. When
 	// all are in use (a program on a file system that hangs), another is made for one start.
 	keptSets = 2
-	// A child that does not come to its exec is killed after this time.
+	// A child that takes another user's identity and does not come to its exec is killed
+	// after this time.
 	execTimeout = 30 * time.Second
 )
 

@@ -174,12 +174,14 @@ func vfork(c *child, clearHandlers bool) (pid, errno uintptr) {
 	}
 	// Who takes another user's identity may be stopped by that user before it comes to
 	// its exec. A timer kills what is stopped, too; exec removes it (timer_create(2)).
-	if _, _, e = syscall.RawSyscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&c.event)), uintptr(unsafe.Pointer(&c.timer))); e == 0 {
-		_, _, e = syscall.RawSyscall6(unix.SYS_TIMER_SETTIME, uintptr(c.timer), 0, uintptr(unsafe.Pointer(&c.alarm)), 0, 0, 0)
-	}
-	if e != 0 {
-		c.failed = stageTimer
-		goto fail
+	if c.setIDs {
+		if _, _, e = syscall.RawSyscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&c.event)), uintptr(unsafe.Pointer(&c.timer))); e == 0 {
+			_, _, e = syscall.RawSyscall6(unix.SYS_TIMER_SETTIME, uintptr(c.timer), 0, uintptr(unsafe.Pointer(&c.alarm)), 0, 0, 0)
+		}
+		if e != 0 {
+			c.failed = stageTimer
+			goto fail
+		}
 	}
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
 		c.failed = stageSession
