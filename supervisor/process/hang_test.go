@@ -3,6 +3,7 @@ package process
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -25,6 +26,9 @@ func hangingDirectory(t *testing.T) string {
 	t.Helper()
 	nettest.Need(t, nettest.Namespaces, nettest.RealRoot, fuse)
 	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // for other users
+		t.Fatal(err)
+	}
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
