@@ -140,14 +140,25 @@ func asMessage(typ uint16, r *netlink.Request) mdlayher.Message {
 	}
 }
 
+// bound makes the reads that follow end in time, until the returned function is called: a
+// deadline that was left would wake the program once more.
+func (t *table) bound() (unbound func(), err error) {
+	if err := t.wire.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+		return nil, err
+	}
+	return func() { _ = t.wire.SetReadDeadline(time.Time{}) }, nil // it cannot fail where the other did not
+}
+
 // transact sends messages as one batch and waits for all acknowledgements.
 func (t *table) transact(messages ...mdlayher.Message) error {
 	if len(messages) == 0 {
 		return nil
 	}
-	if err := t.wire.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+	unbound, err := t.bound()
+	if err != nil {
 		return err
 	}
+	defer unbound()
 	edge := func(typ uint16) mdlayher.Message { // nfgenmsg with the subsystem in the place of the resource
 		return mdlayher.Message{
 			Header: mdlayher.Header{Type: mdlayher.HeaderType(typ), Flags: mdlayher.Request},
@@ -218,9 +229,11 @@ func (t *table) fill(keys [kinds][]Key, track bool) error {
 
 // flush sends what the library has gathered.
 func (t *table) flush() error {
-	if err := t.wire.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+	unbound, err := t.bound()
+	if err != nil {
 		return err
 	}
+	defer unbound()
 	return t.conn.Flush()
 }
 
