@@ -22,8 +22,8 @@ import (
 )
 
 // BenchmarkActivation measures from connect to the first byte of a reply that
-// a new process gives, one connection each 20 ms, for us and for a loop that does
-// nothing but accept and fork. The figures are medians; compare the two.
+// a new process gives, one connection each 20 ms, for us and for a program that
+// does nothing but accept and fork. Compare the two medians.
 func BenchmarkActivation(b *testing.B) {
 	nettest.Need(b, nettest.Namespaces, nettest.Tool("cat"))
 	cat, err := exec.LookPath("cat")
@@ -31,17 +31,25 @@ func BenchmarkActivation(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Run("floor", func(b *testing.B) {
-		l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		cmd := exec.Command("/proc/self/exe", cat)
+		cmd.Args[0] = "accept-and-fork"
+		cmd.Env = []string{"PATH=/usr/bin:/bin"}
+		cmd.Stderr = os.Stderr
+		listens, err := cmd.StdoutPipe()
 		if err != nil {
 			b.Fatal(err)
 		}
-		address := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 7998}
-		if err := errors.Join(unix.SetsockoptInt(l, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(l, address), unix.Listen(l, 4096)); err != nil {
+		if err := cmd.Start(); err != nil {
 			b.Fatal(err)
 		}
-		go acceptAndFork(l, cat)
+		defer func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}()
+		if _, err := listens.Read(make([]byte, 1)); err != nil {
+			b.Fatal(err)
+		}
 		activate(b, "127.0.0.1:7998")
-		unix.Shutdown(l, unix.SHUT_RDWR)
 	})
 	b.Run("hibergated", func(b *testing.B) {
 		start(b, fmt.Sprintf("[service.cat]\nlisten = [%q]\naccept = true\nhandoff = \"stdio\"\ncommand = [%q]\n", "tcp://127.0.0.1:7999", cat))
@@ -49,15 +57,23 @@ func BenchmarkActivation(b *testing.B) {
 	})
 }
 
-// acceptAndFork is the least that somebody can do. It ends when the socket is shut down.
-func acceptAndFork(l int, program string) {
-	defer unix.Close(l)
+// acceptAndFork is a program that does the least that is to be done: accept, and start the program
+// of its argument on the connection. It writes a byte when it listens.
+func acceptAndFork() {
+	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	address := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 7998}
+	err = errors.Join(err, unix.SetsockoptInt(l, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(l, address), unix.Listen(l, 4096))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "accept-and-fork:", err)
+		os.Exit(1)
+	}
+	os.Stdout.Write([]byte{'.'})
 	for {
 		c, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
 		if err != nil {
-			return
+			continue
 		}
-		pid, err := syscall.ForkExec(program, []string{program}, &syscall.ProcAttr{Files: []uintptr{uintptr(c), uintptr(c), 2}})
+		pid, err := syscall.ForkExec(os.Args[1], os.Args[1:], &syscall.ProcAttr{Files: []uintptr{uintptr(c), uintptr(c), 2}, Env: os.Environ()})
 		unix.Close(c)
 		if err == nil {
 			go func() { _, _ = syscall.Wait4(pid, nil, 0, nil) }()
@@ -136,6 +152,8 @@ func start(b *testing.B, config string) (pid int) {
 	}
 	b.ResetTimer()
 	cmd := exec.Command(program, "run", "--config", file)
+	// Services get our LANG, and would spend their time on reading what belongs to it.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "LANG=") })
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		b.Fatal(err)

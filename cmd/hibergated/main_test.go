@@ -23,6 +23,8 @@ var programs = map[string]func(){
 	"echo-server": echoServer,
 	"slow-to-die": slowToDie,
 	"fifo-reader": fifoReader,
+
+	"accept-and-fork": acceptAndFork,
 }
 
 func TestMain(m *testing.M) { testscript.Main(inNamespaces{m}, programs) }
