@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 
 	"github.com/urfave/cli/v2"
 
+	"hibergate/supervisor"
 	"hibergate/supervisor/config"
 	"hibergate/supervisor/control"
 )
@@ -28,5 +30,29 @@ func newClient(c *cli.Context) (control.Client, error) {
 		return control.Client{Path: config.DefaultControl()}, nil
 	default:
 		return control.Client{}, err
+	}
+}
+
+// requestCommand makes a command that asks for something to be done with one service.
+func requestCommand(name, usage string, request func(control.Client, context.Context, string) (supervisor.Status, error)) *cli.Command {
+	return &cli.Command{
+		Name:      name,
+		Usage:     usage,
+		ArgsUsage: "SERVICE",
+		Flags:     []cli.Flag{configFlag(), controlFlag()},
+		Action: func(c *cli.Context) error {
+			service, err := oneService(c)
+			if err != nil {
+				return err
+			}
+			client, err := newClient(c)
+			if err != nil {
+				return err
+			}
+			ctx, stop := interruptible(c)
+			defer stop()
+			_, err = request(client, ctx, service)
+			return err
+		},
 	}
 }
