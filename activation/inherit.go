@@ -29,6 +29,7 @@ type inherited struct {
 	domain    int
 	listening bool
 	v6only    bool
+	readWrite bool // FIFO
 }
 
 // String names the socket for errors.
@@ -114,7 +115,11 @@ func (in *inherited) ask() error {
 	in.inode = st.Ino
 	if st.Mode&unix.S_IFMT == unix.S_IFIFO {
 		in.addr.Network = FIFO
-		var err error
+		flags, err := unix.FcntlInt(uintptr(in.fd), unix.F_GETFL, 0)
+		if err != nil {
+			return err
+		}
+		in.readWrite = flags&unix.O_ACCMODE == unix.O_RDWR
 		in.addr.Path, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(in.fd))
 		return err
 	}
@@ -229,6 +234,10 @@ func (in *inherited) differs(spec Spec) error {
 	case want.Network.Path():
 		if in.addr.Path != want.Path {
 			return errors.New("has another path")
+		}
+		if want.Network == FIFO && !in.readWrite {
+			// Without a writer of our own, the end of each writer would be reported again and again.
+			return errors.New("is not open for reading and writing")
 		}
 		return nil
 	case want.Port != 0 && in.addr.Port != want.Port:

@@ -225,3 +225,17 @@ func TestAcceptOutOfDescriptors(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
+
+// A FIFO that is open for reading only would report the end of its last writer for ever.
+func TestInheritedFIFOForReadingOnly(t *testing.T) {
+	t.Parallel()
+	spec := Spec{Address: Address{Network: FIFO, Path: "/run/x"}}
+	in := inherited{fd: -1, addr: spec.Address}
+	if err := in.differs(spec); err == nil || err.Error() != "is not open for reading and writing" {
+		t.Errorf("got %v, want it refused", err)
+	}
+	in.readWrite = true
+	if err := in.differs(spec); err != nil {
+		t.Errorf("got %v of one that is open for both", err)
+	}
+}

@@ -2,11 +2,14 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"hibergate/activation"
 	"hibergate/supervisor/activity"
@@ -49,7 +52,8 @@ func (s *Supervisor) armPort(u *unit, i int) {
 	p.gen++
 	p.armed = true
 	if err := s.watcher.Arm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
-		s.log.Error("socket not watched", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.Any("err", err))
+		p.armed = false
+		s.post(func(now time.Time) { s.step(now, u, socketBroken{err}) }) // it is tried again after the backoff
 	}
 }
 
@@ -98,7 +102,9 @@ func (s *Supervisor) launch(u *unit, queue bool) {
 	s.goDo(func() message {
 		var ids []uint64
 		if queue {
-			ids = s.queued(u)
+			if ids = s.queued(u); len(ids) == 0 && s.waits(u) {
+				ids = []uint64{unidentified}
+			}
 		}
 		p, err = s.launcher.Launch(u.spec, u.sockets())
 		return func(now time.Time) {
@@ -152,7 +158,21 @@ func (s *Supervisor) adopt(u *unit, p Process, queue bool) {
 	u.procs = append(u.procs, inst)
 	s.procs[inst.token] = inst
 	if err := s.watcher.Arm(p.PIDFD(), inst.token); err != nil {
-		s.log.Error("process not watched", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
+		s.log.Warn("process watched by a thread", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
+		s.goDo(func() message {
+			waitReadable(p.PIDFD())
+			return func(now time.Time) { s.reap(now, inst) }
+		}, nil)
+	}
+}
+
+// waitReadable blocks until a descriptor is readable.
+func waitReadable(fd int) {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
 	}
 }
 
@@ -265,8 +285,10 @@ func (s *Supervisor) report(u *unit, a report) {
 	if len(u.procs) > 0 {
 		attrs = append(attrs, slog.Int("pid", u.procs[len(u.procs)-1].PID()))
 	}
-	if a.err != nil {
+	if a.to == Backoff {
 		level = slog.LevelWarn
+	}
+	if a.err != nil {
 		attrs = append(attrs, slog.Any("err", a.err))
 	}
 	s.log.LogAttrs(context.Background(), level, "service changed state", attrs...)

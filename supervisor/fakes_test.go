@@ -28,16 +28,17 @@ type stage struct {
 	ended chan error
 	stop  context.CancelFunc
 
-	mu     sync.Mutex     // never held while waiting: what follows belongs to the loop, its goroutines and the test
-	armed  map[int]uint64 // fd to token
-	ready  chan []activation.Ready
-	bell   chan struct{}
-	procs  []*fakeProcess // all that were ever started, in order
-	fail   error          // what Launch returns
-	sum    activity.Summary
-	looks  int
-	frozen func()        // called by Freeze
-	hang   chan struct{} // Launch waits until it is closed; nil: it does not
+	mu       sync.Mutex     // never held while waiting: what follows belongs to the loop, its goroutines and the test
+	armed    map[int]uint64 // fd to token
+	ready    chan []activation.Ready
+	bell     chan struct{}
+	procs    []*fakeProcess // all that were ever started, in order
+	fail     error          // what Launch returns
+	sum      activity.Summary
+	looks    int
+	frozen   func()        // called by Freeze
+	armFails error         // what the next Arm returns
+	hang     chan struct{} // Launch waits until it is closed; nil: it does not
 }
 
 // perform runs services until the test function returns.
@@ -129,6 +130,10 @@ func (w *fakeWatcher) Add(int, uint64) error { return nil }
 func (w *fakeWatcher) Arm(fd int, token uint64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.armFails; err != nil {
+		w.armFails = nil
+		return err
+	}
 	w.armed[fd] = token
 	return nil
 }
@@ -160,6 +165,7 @@ func (w *fakeWatcher) Wait(deadline time.Time) ([]activation.Ready, error) {
 type fakeLauncher stage
 
 func (l *fakeLauncher) Close() error { return nil }
+func (l *fakeLauncher) Abort()       {}
 func (l *fakeLauncher) Launch(*Service, []*activation.Socket) (Process, error) {
 	time.Sleep(time.Millisecond)
 	l.mu.Lock()

@@ -22,10 +22,21 @@ type idleness struct {
 	// look. It outlives a process.
 	exact bool
 
-	// At the previous look, over all sockets.
-	looked time.Time
-	open   int
-	peers  uint64
+	// At the previous look: its time, and the connections of sockets with the kernel's
+	// clock and of those without.
+	looked          time.Time
+	clocked, polled connections
+}
+
+// connections are the open connections of several sockets: how many, and which.
+type connections struct {
+	open  int
+	peers uint64
+}
+
+func (c *connections) add(s activity.Summary) {
+	c.open += s.Open
+	c.peers ^= s.Peers
 }
 
 // begin forgets the previous process. Its start counts as activity.
@@ -54,15 +65,19 @@ func (i *idleness) again(now time.Time) time.Time {
 // judge returns when to look again and what keeps the service busy, in words;
 // empty: it is idle.
 func (i *idleness) judge(now time.Time, sums []activity.Summary) (next time.Time, busy string) {
-	exact, open, peers, held := true, 0, uint64(0), false
+	exact, held := true, false
+	var clocked, polled connections
 	for _, s := range sums {
 		if !s.Known {
 			i.since, i.exact = now, false
 			return i.again(now), "unknown: " + s.Why
 		}
-		exact = exact && s.Exact
-		open += s.Open
-		peers ^= s.Peers
+		if s.Exact {
+			clocked.add(s)
+		} else {
+			exact = false
+			polled.add(s)
+		}
 		if s.Queued > 0 {
 			i.since = now
 			busy = "something waits on a socket"
@@ -77,10 +92,10 @@ func (i *idleness) judge(now time.Time, sums []activity.Summary) (next time.Time
 			held = held || s.PayloadUnseen
 		}
 	}
-	i.exact = exact
 	// A connection can end without a packet (the peer is gone, and the kernel gives up).
-	changed := (open != i.open || peers != i.peers) && !i.since.After(i.looked)
-	i.looked, i.open, i.peers = now, open, peers
+	changed := clocked != i.clocked && !i.since.After(i.looked) || polled != i.polled
+	i.exact, i.looked, i.clocked, i.polled = exact, now, clocked, polled
+	open := clocked.open + polled.open
 	if i.spec.When == activity.NoConnections {
 		held = open > 0
 	}
@@ -91,9 +106,9 @@ func (i *idleness) judge(now time.Time, sums []activity.Summary) (next time.Time
 	case busy != "":
 		return i.again(now), busy
 	case held && exact:
-		return now.Add(i.spec.StopAfter), connections(open)
+		return now.Add(i.spec.StopAfter), inWords(open)
 	case held:
-		return i.again(now), connections(open)
+		return i.again(now), inWords(open)
 	case now.Sub(i.since) < i.spec.StopAfter:
 		next = i.since.Add(i.spec.StopAfter)
 		if !exact {
@@ -104,7 +119,7 @@ func (i *idleness) judge(now time.Time, sums []activity.Summary) (next time.Time
 	return time.Time{}, ""
 }
 
-func connections(n int) string {
+func inWords(n int) string {
 	if n == 1 {
 		return "1 open connection"
 	}

@@ -44,6 +44,8 @@ type Launcher interface {
 	// first for held if there is one. It returns the connection for which no process
 	// could be started; pause says that err is about resources, not about the service.
 	Serve(svc *Service, socket *activation.Socket, held *connection) (batch, error)
+	// Abort ends starts that are held up.
+	Abort()
 	Close() error
 }
 

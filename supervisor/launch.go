@@ -27,6 +27,9 @@ func newExecLauncher() (*execLauncher, error) {
 // Close implements Launcher.
 func (l *execLauncher) Close() error { return l.spawner.Close() }
 
+// Abort implements Launcher.
+func (l *execLauncher) Abort() { l.spawner.Abort() }
+
 // Launch implements Launcher.
 func (l *execLauncher) Launch(svc *Service, sockets []*activation.Socket) (Process, error) {
 	for _, s := range sockets {

@@ -376,3 +376,26 @@ func TestEveryEventInEveryState(t *testing.T) {
 		}
 	}
 }
+
+// A packet on a socket with the kernel's clock does not hide what changed on one without.
+func TestMixedEvidence(t *testing.T) {
+	t.Parallel()
+	start := time.Unix(1000, 0)
+	i := idleness{spec: &Idle{StopAfter: 2 * time.Second}}
+	i.begin(start)
+	look := func(after time.Duration, last time.Duration, read uint64) string {
+		_, busy := i.judge(start.Add(after), []activity.Summary{
+			{Known: true, Exact: true, Last: start.Add(last)},
+			{Known: true, Peers: read},
+		})
+		return busy
+	}
+	look(900*time.Millisecond, 0, 1)
+	look(1800*time.Millisecond, 910*time.Millisecond, 2) // something was read since the last look
+	if busy := look(2950*time.Millisecond, 910*time.Millisecond, 2); busy == "" {
+		t.Error("idle 1.15 s after the last look that found activity")
+	}
+	if busy := look(3800*time.Millisecond, 910*time.Millisecond, 2); busy != "" {
+		t.Errorf("got %q 2 s after the last look that found activity, want idle", busy)
+	}
+}

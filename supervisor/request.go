@@ -34,13 +34,22 @@ func (s *Supervisor) Ping(ctx context.Context) error {
 	}
 }
 
+// abortTimeout is how long Run waits after KillNow for a start that is held up where not even
+// SIGKILL ends it.
+const abortTimeout = time.Second
+
 // KillNow kills every process that still runs, without waiting for stop.timeout.
 // It is for a second signal, after the context of Run has ended; it never blocks.
 func (s *Supervisor) KillNow() {
-	s.post(func(time.Time) {
-		s.killed = true
+	posted := s.post(func(now time.Time) {
+		if s.givesUp.IsZero() {
+			s.givesUp = now.Add(abortTimeout)
+		}
 		s.all(shutdownRequested{now: true})
 	})
+	if posted {
+		s.launcher.Abort()
+	}
 }
 
 // Wake starts the process of a service if none runs, and returns once it runs

@@ -19,6 +19,8 @@ type solo struct {
 	wanted  wanted    // what somebody asked for while something else was under way
 	looking bool      // a look is under way
 
+	unfrozen int // times in a row that it could not be frozen
+
 	idle  idleness
 	stuck stuckness
 }
@@ -120,7 +122,7 @@ func (m *solo) wake(now time.Time) []action {
 
 // run enters Running, or goes on to Stopping when somebody asked for that meanwhile.
 func (m *solo) run(now time.Time, ev launched) []action {
-	m.started = now
+	m.started, m.unfrozen = now, 0
 	m.stuck.before = ev.queued
 	m.idle.begin(now)
 	acts := []action{m.enter(now, Running, ReasonLaunched, nil)}
@@ -156,11 +158,15 @@ func (m *solo) verdict(now time.Time, ev confirmed) []action {
 	}
 	m.wanted = wantNothing
 	if ev.err != nil {
+		// Each try makes it stand still for a moment, so they become fewer.
 		m.busy = ev.err.Error()
+		wait := m.idle.again(now).Sub(now) << min(m.unfrozen, 10)
+		m.unfrozen++
 		acts := []action{m.enter(now, Running, ReasonFreeze, ev.err)}
-		m.deadline = m.idle.again(now)
+		m.deadline = now.Add(min(wait, maxBackoff))
 		return acts
 	}
+	m.unfrozen = 0
 	next, busy := m.idle.judge(now, ev.sums)
 	m.busy = busy
 	if busy != "" {
@@ -315,9 +321,6 @@ func (s *stuckness) exit(queued []uint64) bool {
 	s.inRow++
 	if !s.bracket {
 		return false
-	}
-	if slices.Contains(queued, unidentified) {
-		return true // it waits, and nothing tells that anything was taken
 	}
 	left := make(map[uint64]bool, len(queued))
 	for _, id := range queued {

@@ -57,7 +57,7 @@ type Supervisor struct {
 	looking   bool    // one look is under way; it serves many services
 	counts    Counts
 	stopping  bool
-	killed    bool // KillNow was called
+	givesUp   time.Time // when Run waits for starts no longer; zero: KillNow was not called
 }
 
 // message is run by the loop.
@@ -164,7 +164,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 func (s *Supervisor) loop() error {
 	for !s.done() {
 		var deadline time.Time
-		if len(s.timers) > 0 {
+		switch {
+		case !s.givesUp.IsZero() && len(s.procs) == 0: // nothing is left but starts
+			deadline = s.givesUp
+		case len(s.timers) > 0:
 			deadline = s.timers[0].due
 		}
 		batch, err := s.watcher.Wait(deadline)
@@ -219,14 +222,14 @@ func (s *Supervisor) close() {
 	}
 }
 
-// done says whether everything has stopped. After KillNow it does not wait for what
-// may never come back, such as the start of a program on a file system that hangs.
+// done says whether everything has stopped. After KillNow it does not wait for ever for what
+// may not come back, such as the start of a program on a file system that hangs.
 func (s *Supervisor) done() bool {
 	if !s.stopping {
 		return false
 	}
-	if s.killed {
-		return len(s.procs) == 0
+	if !s.givesUp.IsZero() {
+		return len(s.procs) == 0 && (s.inFlight == 0 || !time.Now().Before(s.givesUp))
 	}
 	return s.inFlight == 0 && !slices.ContainsFunc(s.units, func(u *unit) bool { return u.policy.life().state != Stopped })
 }
@@ -253,17 +256,29 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 		return // disarmed while the report was on its way
 	}
 	p.armed = false
-	if r.Hangup {
-		// If it is sound again and something waits, arming it says so.
-		if err := s.revive(u, socket); err != nil {
-			s.step(now, u, socketBroken{err})
-		} else {
-			s.armPort(u, socket)
-		}
+	if !r.Hangup {
+		p.hangups = 0
+		s.step(now, u, socketReady{socket})
 		return
 	}
-	s.step(now, u, socketReady{socket})
+	// If it is sound again and something waits, arming it says so.
+	err := s.revive(u, socket)
+	if p.hangups++; err == nil && p.hangups > maxHangups {
+		err = errHungUp
+	}
+	if err != nil {
+		p.hangups = 0
+		s.step(now, u, socketBroken{err})
+		return
+	}
+	s.armPort(u, socket)
 }
+
+// maxHangups is how many hang-ups in a row, with nothing to read between them, a socket may
+// report that is found to be sound.
+const maxHangups = 3
+
+var errHungUp = errors.New("the socket reports a hang-up again and again")
 
 // revive makes a socket listen again that a process has shut down.
 func (s *Supervisor) revive(u *unit, socket int) error {

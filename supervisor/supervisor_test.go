@@ -229,3 +229,18 @@ func TestShutdownWhileStartHangs(t *testing.T) {
 		}
 	})
 }
+
+// A socket that could not be armed (epoll_ctl(2): ENOMEM, ENOSPC) is armed after the backoff.
+func TestArmFails(t *testing.T) {
+	perform(t, []*Service{idleService("web")}, func(st *stage) {
+		st.traffic("web")
+		st.pass(time.Second)
+		st.set(func() { st.armFails = errors.New("no space left on device") })
+		st.last().exit(process.ExitStatus{})
+		st.pass(500 * time.Millisecond)
+		st.want("web", Backoff)
+		st.pass(time.Second)
+		st.want("web", Listening)
+		st.traffic("web")
+	})
+}

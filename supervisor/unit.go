@@ -31,6 +31,7 @@ type port struct {
 	key      uint32 // in the activity tracker
 	gen      uint32 // counts arms, so that a late report of an earlier one is known as such
 	armed    bool
+	hangups  int // reported in a row
 	accepted uint64
 	held     *connection // accepted, but no process could be started for it yet
 }

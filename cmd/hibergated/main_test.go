@@ -43,7 +43,6 @@ func (m inNamespaces) Run() int { return nettest.Main(m.M) }
 // are replaced.
 func TestScript(t *testing.T) {
 	nettest.Need(t, nettest.Namespaces)
-	var scripts atomic.Int32
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("..", "..", "testdata", "script"),
 		Cmds:                scriptCommands,
@@ -65,6 +64,9 @@ func TestScript(t *testing.T) {
 		},
 	})
 }
+
+// scripts counts scripts over all runs of TestScript: the kernel remembers the flows of a port for a while.
+var scripts atomic.Int32
 
 var placeholder = regexp.MustCompile(`\$\{(WORK|PORT[1-9]|bin:[a-z0-9-]+)\}`)
 

@@ -89,6 +89,41 @@ func TestHangBeforeExec(t *testing.T) {
 	}
 }
 
+// Abort ends a start that hangs, whoever it runs as. A burst of starts leaves only the slots behind
+// that were made early.
+func TestAbort(t *testing.T) {
+	dir := hangingDirectory(t)
+	s := newSpawner(t)
+	const stuck = 3
+	results := make(chan ExitStatus, stuck)
+	for range stuck {
+		go func() {
+			p, err := s.Start(&Spec{Exec: &Exec{Command: []string{"/bin/true"}, WorkingDirectory: dir}, First: 3, Stdout: -1, Stderr: -1})
+			if err != nil {
+				t.Error(err)
+				results <- ExitStatus{}
+				return
+			}
+			results <- mustWait(t, p)
+		}()
+	}
+	nettest.Eventually(t, func() error {
+		if n := len(nettest.Children(os.Getpid())); n < stuck {
+			return fmt.Errorf("%d children", n)
+		}
+		return nil
+	})
+	s.Abort()
+	for range stuck {
+		if status := <-results; status.Signal != syscall.SIGKILL {
+			t.Errorf("got %s, want it killed", status)
+		}
+	}
+	if sets := slotSets(s); len(sets) != keptSets || !sets[0].kept || !sets[1].kept {
+		t.Errorf("got %d sets of slots, want the %d that were made early", len(sets), keptSets)
+	}
+}
+
 // The timer that ends a child before its exec does not outlive the exec.
 func TestExecEndsTimer(t *testing.T) {
 	nettest.Need(t, nettest.RealRoot)

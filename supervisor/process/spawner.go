@@ -29,9 +29,9 @@ type Spawner struct {
 	timeout  time.Duration
 	noClone3 atomic.Bool // the kernel or a seccomp filter refuses clone3
 
-	mu     sync.Mutex // held to take or to give, never over a start
-	free   []*slots   // those that no start is using
-	busy   int        // those that a start is using
+	mu     sync.Mutex      // held to take or to give, never over a start
+	free   []*slots        // those that no start is using
+	busy   map[*child]bool // starts that are under way
 	closed bool
 }
 
@@ -43,7 +43,10 @@ type Spawner struct {
 // keep its client waiting for the end.
 //
 // The numbers ascend, and the i-th is above i+2.
-type slots struct{ fds []int }
+type slots struct {
+	fds  []int
+	kept bool // made early, so the numbers are low; others are for one start
+}
 
 const (
 	// 0 to 2 and a service with 16 sockets; more are reserved when first needed.
@@ -71,7 +74,7 @@ func NewSpawner() (*Spawner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare to start processes: open /dev/null: %w", err)
 	}
-	s := &Spawner{null: null, ignored: ignored, timeout: execTimeout}
+	s := &Spawner{null: null, ignored: ignored, timeout: execTimeout, busy: map[*child]bool{}}
 	if s.limit, s.known = nofile.AtStart(); s.known {
 		var now unix.Rlimit
 		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &now); err == nil && now.Cur == s.limit.Soft {
@@ -79,7 +82,7 @@ func NewSpawner() (*Spawner, error) {
 		}
 	}
 	for range keptSets {
-		set := &slots{}
+		set := &slots{kept: true}
 		err = errors.Join(err, s.reserve(set, initialSlots))
 		s.free = append(s.free, set)
 	}
@@ -103,20 +106,32 @@ func (s *Spawner) Close() error {
 		errs = append(errs, set.close())
 	}
 	s.free = nil
-	if s.busy == 0 {
+	if len(s.busy) == 0 {
 		errs = append(errs, unix.Close(s.null))
 	}
 	return errors.Join(errs...)
 }
 
+// Abort kills the children that have not come to their exec, such as those that wait for
+// a file system that hangs. Their Start returns soon, as if the process had been killed at once.
+func (s *Spawner) Abort() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.busy {
+		if pidfd := atomic.LoadInt32(&c.pidfd); pidfd >= 0 { // the kernel writes it before the child runs
+			_ = unix.PidfdSendSignal(int(pidfd), unix.SIGKILL, nil, 0) // it may be through by now
+		}
+	}
+}
+
 // take returns a set of slots that belongs to one start, until give.
-func (s *Spawner) take() (*slots, error) {
+func (s *Spawner) take(c *child) (*slots, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, os.ErrClosed
 	}
-	s.busy++
+	s.busy[c] = true
 	if n := len(s.free); n > 0 {
 		set := s.free[n-1]
 		s.free = s.free[:n-1]
@@ -126,16 +141,16 @@ func (s *Spawner) take() (*slots, error) {
 }
 
 // give takes a set back.
-func (s *Spawner) give(set *slots) error {
+func (s *Spawner) give(c *child, set *slots) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy--
-	if !s.closed && len(s.free) < keptSets {
+	delete(s.busy, c)
+	if !s.closed && set.kept {
 		s.free = append(s.free, set)
 		return nil
 	}
 	err := set.close()
-	if s.closed && s.busy == 0 {
+	if s.closed && len(s.busy) == 0 {
 		err = errors.Join(err, unix.Close(s.null))
 	}
 	return err

@@ -65,7 +65,7 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 
 	// syscall.ForkLock is not needed: it guards descriptors that are not yet
 	// close-on-exec, and this child closes all that it was not given.
-	set, err := s.take()
+	set, err := s.take(c)
 	if err != nil {
 		return nil, &StartError{Op: "start", Path: spec.Exec.Command[0], Err: err}
 	}
@@ -77,7 +77,7 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 		c.above = c.fds[len(c.fds)-1] + 1
 		pid, pidfd, errno = s.clone(c)
 	}
-	releaseErr := errors.Join(s.empty(set, wanted), s.give(set))
+	releaseErr := errors.Join(s.empty(set, wanted), s.give(c, set))
 
 	switch {
 	case err != nil:
@@ -126,7 +126,7 @@ func (spec *Spec) descriptors() []int {
 
 // prepare lays out everything that the child will need.
 func (s *Spawner) prepare(spec *Spec) (*child, error) {
-	c := &child{ignore: s.ignored}
+	c := &child{ignore: s.ignored, pidfd: -1}
 	c.alarm.value = unix.NsecToTimespec(int64(s.timeout))
 	c.event.signal = int32(unix.SIGKILL)
 	x := spec.Exec
