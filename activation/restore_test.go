@@ -102,7 +102,7 @@ func TestRestorePeer(t *testing.T) {
 		"both versions, IPv6 peer":   {"udp://:7108", Options{}, v6, []string{v4, other4, v6}, true},
 		"both versions, shared port": {"udp://:7109", Options{ReusePort: true}, v4, []string{v4, v6}, true},
 		"abstract":                   {"unixgram:@hg-restore", Options{}, "unixgram:@hg-restore-peer", []string{"unixgram:@hg-restore-other"}, true},
-		"path":                       {dir + "s", Options{}, dir + "p", []string{dir + "o"}, true},
+		"path":                       {dir + "/s", Options{}, dir + "/p", []string{dir + "/o"}, true},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
