@@ -149,6 +149,9 @@ func flagsFirst(app *cli.App, args []string) []string {
 		return args
 	}
 	flags, operands := splitFlags(cmd.Flags, rest[1:], false)
+	if lacksValue(cmd.Flags, flags) {
+		return args // what would come after the flag is not its value; the command says what is wrong
+	}
 	out := slices.Concat(args[:1], first, rest[:1], flags)
 	if len(operands) > 0 && operands[0] != "--" {
 		out = append(out, "--") // the operands may begin with a dash now
@@ -178,6 +181,19 @@ func splitFlags(known []cli.Flag, args []string, leading bool) (flags, others []
 		}
 	}
 	return flags, others
+}
+
+// lacksValue says whether the last of the flags should be followed by a value.
+func lacksValue(known []cli.Flag, flags []string) bool {
+	for i := 0; i < len(flags); i++ {
+		if takesValue(known, flags[i]) {
+			i++ // its value
+			if i == len(flags) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // takesValue says whether the value of a flag is the argument after it.

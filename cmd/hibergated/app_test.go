@@ -24,7 +24,7 @@ func TestFlagsFirst(t *testing.T) { // not parallel: urfave/cli keeps its help f
 		{"wake -c x web", "wake -c x -- web"},
 		{"wake web -- --json", "wake -- web -- --json"},
 		{"wake -- -web", "wake -- -web"},
-		{"status web --control", "status --control -- web"},
+		{"status web --control", "status web --control"},
 		{"nonsense web --json", "nonsense web --json"},
 		{"--config", "--config"},
 		{"-", "-"},
