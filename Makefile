@@ -72,7 +72,7 @@ docs:
 # What CI runs. A number of inputs ends the fuzzers, as a duration may end them with an error
 # of its own ("context deadline exceeded"). That docs/ is up to date and that the fuzz seeds pass is part of the tests.
 check: build vet mod fmt-diff lint test race
-	$(MAKE) fuzz FUZZTIME=100000x
+	$(MAKE) fuzz FUZZTIME=20000x
 
 # The main job in one terminal; no root needed.
 demo: build
