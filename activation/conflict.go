@@ -2,15 +2,8 @@ package activation
 
 import "net/netip"
 
-// Conflicts says whether the two addresses cannot both be bound: the same port
-// and network with IPs that overlap, or the same path. An address without
-// an IP, and "[::]", count as both IP versions; see [Spec.Conflicts] where the
-// options are known.
-func (a Address) Conflicts(b Address) bool {
-	return conflict(Spec{Address: a}, Spec{Address: b})
-}
-
-// Conflicts says whether the two sockets cannot both be opened. It knows that
+// Conflicts says whether the two sockets cannot both be opened: the same port and
+// network with IPs that overlap, or the same path. It knows that
 // sockets of different IP versions or devices, and sockets that both have
 // ReusePort, do not disturb each other.
 func (s Spec) Conflicts(o Spec) bool {
@@ -18,11 +11,11 @@ func (s Spec) Conflicts(o Spec) bool {
 	if s.Address.Network.IP() && (a.ReusePort && b.ReusePort || a.Device != "" && b.Device != "" && a.Device != b.Device) {
 		return false
 	}
-	return conflict(s, o)
+	return s.overlaps(o)
 }
 
-// conflict leaves out what only a Spec knows, except for the family.
-func conflict(s, o Spec) bool {
+// overlaps compares addresses and families.
+func (s Spec) overlaps(o Spec) bool {
 	a, b := s.Address, o.Address
 	switch {
 	case a.Network.Path() && b.Network.Path():

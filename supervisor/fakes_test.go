@@ -214,8 +214,7 @@ func (l *fakeLooker) Read(context.Context, []int) (uint64, error)        { retur
 func (l *fakeLooker) Flows(context.Context, uint32, []int) ([]activity.Flow, string) {
 	return nil, ""
 }
-func (l *fakeLooker) Missing() []string { return nil }
-func (l *fakeLooker) Close() error      { return nil }
+func (l *fakeLooker) Close() error { return nil }
 
 // fakeProcess dies of the signals that a program without handlers dies of, unless stubborn.
 type fakeProcess struct {

@@ -32,7 +32,6 @@ type Looker interface {
 	Read(ctx context.Context, roots []int) (uint64, error)
 	Queued(ctx context.Context, keys []uint32) ([]uint64, error)
 	Flows(ctx context.Context, key uint32, roots []int) ([]activity.Flow, string)
-	Missing() []string
 	Close() error
 }
 

@@ -120,9 +120,6 @@ func newSupervisor(services []*Service, opened [][]*activation.Socket, opts Opti
 	return s
 }
 
-// Missing says in words what the kernel does not permit us to know.
-func (s *Supervisor) Missing() []string { return s.looker.Missing() }
-
 // Run serves until ctx ends. Then it stops every process as its service wants
 // it, removes what was created and returns.
 func (s *Supervisor) Run(ctx context.Context) error {

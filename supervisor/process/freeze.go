@@ -43,18 +43,6 @@ func (p *Process) freeze(ctx context.Context) error {
 // Thaw lets the process group run on (SIGCONT).
 func (p *Process) Thaw() error { return p.Signal(unix.SIGCONT) }
 
-// Tree returns the pids of the process and its descendants that are alive, the
-// process first. Descendants whose parent has died are no longer found.
-func (p *Process) Tree() []int {
-	var pids []int
-	walk(p.pid, func(m member) {
-		if !m.dead {
-			pids = append(pids, m.pid)
-		}
-	})
-	return pids
-}
-
 func (p *Process) waitStopped(ctx context.Context) error {
 	pause := 50 * time.Microsecond
 	timer := time.NewTimer(pause)

@@ -64,7 +64,7 @@ func TestFreezeStandsStill(t *testing.T) {
 		t.Fatal(err)
 	}
 	nettest.Eventually(t, func() error {
-		if tree := p.Tree(); len(tree) != 5 {
+		if tree := treeOf(p); len(tree) != 5 {
 			return fmt.Errorf("got tree %v, want 5 processes", tree)
 		}
 		return nil
@@ -74,7 +74,7 @@ func TestFreezeStandsStill(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := map[int]string{}
-		for _, pid := range p.Tree() {
+		for _, pid := range treeOf(p) {
 			before[pid] = cpu(t, pid)
 		}
 		if len(before) != 5 {
@@ -180,7 +180,7 @@ func TestFreezeOfTheDead(t *testing.T) {
 	if err := p.freeze(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if tree := p.Tree(); len(tree) != 0 {
+	if tree := treeOf(p); len(tree) != 0 {
 		t.Errorf("got tree %v, want none alive", tree)
 	}
 	mustWait(t, p)
@@ -202,7 +202,7 @@ if libc.syscall(` + strconv.Itoa(unix.SYS_CLONE) + `, 0x4011, 0, 0, 0, 0) == 0:
 		t.Fatal(err)
 	}
 	nettest.Eventually(t, func() error {
-		if tree := p.Tree(); len(tree) != 2 {
+		if tree := treeOf(p); len(tree) != 2 {
 			return fmt.Errorf("got tree %v, want 2 processes", tree)
 		}
 		return nil
@@ -214,7 +214,7 @@ if libc.syscall(` + strconv.Itoa(unix.SYS_CLONE) + `, 0x4011, 0, 0, 0, 0) == 0:
 		t.Errorf("got %v, want it to give up by itself", err)
 	}
 	nettest.Eventually(t, func() error {
-		for _, pid := range p.Tree() {
+		for _, pid := range treeOf(p) {
 			if m, _ := inspect(pid); m.stopped {
 				return fmt.Errorf("process %d is still stopped", pid)
 			}
@@ -252,4 +252,16 @@ func TestParseStat(t *testing.T) {
 			t.Errorf("parseStat(%q): got %q, want %q", in, got, want)
 		}
 	}
+}
+
+// treeOf returns the pids of a process and its descendants that are alive, the
+// process first. Descendants whose parent has died are no longer found.
+func treeOf(p *Process) []int {
+	var pids []int
+	walk(p.pid, func(m member) {
+		if !m.dead {
+			pids = append(pids, m.pid)
+		}
+	})
+	return pids
 }

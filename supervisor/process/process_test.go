@@ -568,7 +568,7 @@ func TestReapKillsStragglers(t *testing.T) {
 	}
 	var straggler int
 	nettest.Eventually(t, func() error {
-		tree := p.Tree()
+		tree := treeOf(p)
 		if len(tree) != 2 {
 			return fmt.Errorf("got tree %v, want the shell and sleep", tree)
 		}
