@@ -8,8 +8,12 @@ PREFIX   ?= /usr/local
 UNITDIR  ?= $(PREFIX)/lib/systemd/system
 FUZZTIME ?= 10s
 BENCH    ?= .
+STORM    ?=
 
-.PHONY: all build test race e2e fuzz bench lint fmt fmt-diff vet mod docs check demo install clean
+# "./..." leaves testdata out.
+PACKAGES := ./... ./testdata/storm/...
+
+.PHONY: all build test race e2e fuzz bench storm lint fmt fmt-diff vet mod docs check demo install clean
 all: build
 
 build:
@@ -17,10 +21,10 @@ build:
 
 # All tests, as root or as an ordinary user, with or without a C compiler.
 test:
-	CGO_ENABLED=0 go test ./...
+	CGO_ENABLED=0 go test $(PACKAGES)
 
 race:
-	CGO_ENABLED=1 go test -race -shuffle=on ./...
+	CGO_ENABLED=1 go test -race -shuffle=on $(PACKAGES)
 
 # The stories under testdata, with the real binary and real programs.
 e2e:
@@ -36,9 +40,15 @@ fuzz:
 bench:
 	CGO_ENABLED=0 go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
+# Services through stop cycles, with clients that come at the worst moments; docs/stopping.md says how to read it.
+#   make storm STORM="-cycles 20000"
+storm: build
+	CGO_ENABLED=0 go build -trimpath -o bin/storm ./testdata/storm
+	bin/storm -hibergated bin/hibergated $(STORM)
+
 lint: $(LINT)
 	$(LINT) config verify
-	$(LINT) run
+	$(LINT) run $(PACKAGES)
 
 fmt: $(LINT)
 	$(LINT) fmt
@@ -58,7 +68,7 @@ $(LINT):
 	fi
 
 vet:
-	go vet ./...
+	go vet $(PACKAGES)
 
 mod:
 	go mod verify

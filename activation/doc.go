@@ -3,8 +3,10 @@
 // It opens, binds and closes the sockets of a service ([Open]), takes over
 // those that systemd passes in ([Inherit]), waits for traffic on all of them in
 // one epoll set ([Watcher]), accepts where a service wants one process per
-// connection ([Socket.Accept]), mends what a process has shut down
-// ([Socket.Revive]), and says which file descriptors and which environment a
+// connection ([Socket.Accept]), mends what a process has shut down or changed
+// ([Socket.Revive], [Socket.Restore]), keeps new connections from a process that
+// is about to end ([Socket.Park]), hears when an address can be bound at last
+// ([AddressWatch]), and says which file descriptors and which environment a
 // process is started with ([Handoff]).
 //
 // It knows sockets, never services: nothing here decides when a process starts

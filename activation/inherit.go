@@ -306,6 +306,9 @@ func (s *Socket) adopt(in *inherited) error {
 		}
 	}
 	if s.addr.Network != FIFO {
+		if err := s.attachAccess(o.Access, s.fd); err != nil {
+			return err
+		}
 		s.setAfterBind(in.domain)
 	} else {
 		s.setPipeSize()
@@ -337,6 +340,7 @@ func (s *Socket) adoptPath() error {
 	if o.Mode != 0 {
 		mode = o.mode()
 	}
+	s.found = &fileLook{mode: mode, uid: st.Uid, gid: st.Gid}
 	uid, gid, err := owner(o)
 	if err != nil {
 		return s.failure("inherit", err)

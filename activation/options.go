@@ -50,6 +50,9 @@ type Options struct {
 
 	PassCredentials bool // PassCredentials=; Unix only
 
+	// Access says who may use a TCP or UDP socket; nil: everybody. It is shared, and not changed.
+	Access *Access
+
 	// Paths (Unix sockets that are not abstract, and FIFOs).
 	Mode         fs.FileMode // SocketMode=; 0: 0666
 	DirMode      fs.FileMode // DirectoryMode=; 0: 0755
@@ -99,7 +102,8 @@ func (s *Socket) setBeforeBind(domain int) error {
 			return s.failure("set SO_REUSEADDR of", err)
 		}
 	}
-	return nil
+	// Before anything can come in. Without it the socket would be open to those it was to be kept from.
+	return s.attachAccess(o.Access, s.fd)
 }
 
 // sharesAddress says whether the socket has SO_REUSEADDR.

@@ -83,6 +83,7 @@ func TestOptionsCovered(t *testing.T) {
 	covered := []string{ // by tests of their own
 		"Backlog", "Family", "Device", "Congestion",
 		"Mode", "DirMode", "Owner", "Group", "Symlinks", "RemoveOnStop",
+		"Access",
 	}
 	for name := range optionTests() {
 		covered = append(covered, strings.Fields(name)[0])

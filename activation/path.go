@@ -18,6 +18,25 @@ type node struct{ dev, ino uint64 }
 // nodeOf holds as long as the file exists or is open; later the inode may be another's.
 func nodeOf(st *unix.Stat_t) node { return node{uint64(st.Dev), st.Ino} } //nolint:unconvert // narrower on some machines
 
+// fileLook is what a file is like.
+type fileLook struct {
+	mode     uint32 // as chmod(2) takes it
+	uid, gid uint32
+}
+
+// fill sets the options that are not set, so that a file that is made after them looks like this one.
+func (l *fileLook) fill(o *Options) {
+	if o.Mode == 0 {
+		o.Mode = fs.FileMode(l.mode & 0o777)
+	}
+	if o.Owner == "" {
+		o.Owner = strconv.FormatUint(uint64(l.uid), 10)
+	}
+	if o.Group == "" {
+		o.Group = strconv.FormatUint(uint64(l.gid), 10)
+	}
+}
+
 // bindPath binds a Unix socket to its path. The file has no more permissions than
 // asked for at any moment.
 func (s *Socket) bindPath() error {

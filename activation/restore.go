@@ -7,29 +7,115 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Restore undoes what a process that shared the socket may have left on it, and says
-// whether the socket had a peer and has none any more. It is to be called when the process
-// has ended, before the socket is armed again. What waits in the queue stays there.
+// Restore undoes what a process that shared the socket may have left on it, and says what
+// of it a program would not normally do: "a process had connected it", for instance; empty where nothing
+// was. It is to be called when the process has ended, before the socket is armed
+// again. What waits in the queue stays there.
 //
 // A datagram socket that was connected to one peer receives from everybody again, at the
 // same address and port. A UDP socket is replaced for that, unless it is an IPv4 one with a
-// port of the Spec's and without a device. So a Watcher must have forgotten it before, as
-// for [Socket.Revive], and its Inode may change. Where the queue would be lost, which is so
+// port of the Spec's and without a device. Where the queue would be lost, which is so
 // for a unixgram socket as well, it keeps its peer while something waits: Restore does it
 // after the process that takes it.
 //
-// A listening socket gets its own backlog again, except for an inherited one whose Spec has
-// none. A socket that was shut down is left to Revive. Address, Spec and FD may be called at
+// A Unix socket or FIFO whose path is gone, or is another file that nobody holds, gets it back, by a new
+// socket under the same descriptor number; while something waits in the old one, that stays. When
+// somebody else holds the path, that is an error.
+//
+// So where something can be replaced, which is all but TCP, a Watcher must have forgotten the
+// socket before, as for [Socket.Revive], and its Inode may change.
+//
+// A listening socket gets its own backlog again, and TCP its time to wait for data, except for an inherited
+// one whose Spec has none. O_NONBLOCK, which all who share the socket share, is set again.
+// A socket that was shut down is left to Revive. Address, Spec and FD may be called at
 // the same time. The error is a *SocketError.
-func (s *Socket) Restore() (changed bool, err error) {
+func (s *Socket) Restore() (repaired string, err error) {
+	if err := s.restoreFlags(); err != nil {
+		return "", err
+	}
 	switch s.addr.Network {
-	case TCP, Unix, Unixpacket:
-		return false, s.restoreBacklog()
+	case TCP:
+		return "", errors.Join(s.restoreDefer(), s.restoreBacklog())
 	case UDP, Unixgram:
-		return s.forgetPeer()
+		changed, err := s.forgetPeer()
+		if err != nil {
+			return "", err
+		}
+		if changed {
+			repaired = "a process had connected it"
+		}
+	case Unix, Unixpacket:
+		if err := s.restoreBacklog(); err != nil {
+			return "", err
+		}
 	case FIFO:
 	}
-	return false, nil
+	if path, err := s.restorePath(); path != "" || err != nil {
+		return path, err
+	}
+	return repaired, nil
+}
+
+// restoreFlags sets O_NONBLOCK, which programs that wait in accept(2) clear, and ends signals on input, which
+// whoever has the pid of the process next would get.
+func (s *Socket) restoreFlags() error {
+	flags, err := unix.FcntlInt(uintptr(s.fd), unix.F_GETFL, 0)
+	want := flags&^unix.O_ASYNC | unix.O_NONBLOCK
+	if err == nil && flags != want {
+		_, err = unix.FcntlInt(uintptr(s.fd), unix.F_SETFL, want)
+	}
+	if err != nil {
+		return s.failure("set flags of", err)
+	}
+	return nil
+}
+
+// restoreDefer sets TCP_DEFER_ACCEPT, without which or with which other clients would wake us.
+func (s *Socket) restoreDefer() error {
+	want := wholeSeconds(s.spec.Options.DeferAccept)
+	if s.inherited && want == 0 {
+		return nil // what it had is not known
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, want); err != nil {
+		return s.failure("set TCP_DEFER_ACCEPT of", err)
+	}
+	return nil
+}
+
+// restorePath gives the socket its path back.
+func (s *Socket) restorePath() (repaired string, err error) {
+	if s.file == (node{}) {
+		return "", nil
+	}
+	var st unix.Stat_t
+	err = unix.Lstat(s.addr.Path, &st)
+	switch {
+	case err == nil && nodeOf(&st) == s.file:
+		return "", nil
+	case err == nil:
+		repaired = "its path was replaced"
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		repaired = "its path was removed"
+	default:
+		return "", s.failure("stat", err)
+	}
+	events, err := s.poll()
+	if err != nil || isShut(events) || events&unix.POLLIN != 0 {
+		return "", err
+	}
+	fresh := Prepare(s.spec)
+	fresh.device = s.device
+	if s.found != nil {
+		s.found.fill(&fresh.spec.Options)
+	}
+	if err := fresh.Open(); err != nil {
+		return "", err
+	}
+	if err := s.takeNumber(fresh); err != nil {
+		return "", err
+	}
+	s.become(fresh)
+	return repaired, nil
 }
 
 // restoreBacklog calls listen(2), which leaves the queue of a listening socket alone.

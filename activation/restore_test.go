@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -111,8 +112,8 @@ func TestRestorePeer(t *testing.T) {
 			address, local, fd := s.Address(), localName(t, s), s.FD()
 			reuse := getInt(t, fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
 			device, _ := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
-			if changed, err := s.Restore(); changed || err != nil {
-				t.Fatalf("got %v, %v without a peer", changed, err)
+			if repaired, err := s.Restore(); repaired != "" || err != nil {
+				t.Fatalf("got %q, %v without a peer", repaired, err)
 			}
 			// A process that is still there holds the old socket on.
 			held, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
@@ -127,19 +128,19 @@ func TestRestorePeer(t *testing.T) {
 				}
 			}
 			connectTo(t, s, peer)
-			if changed, err := s.Restore(); changed == test.keepsPeer || err != nil {
-				t.Fatalf("got %v, %v while something waits", changed, err)
+			if repaired, err := s.Restore(); (repaired != "") == test.keepsPeer || err != nil {
+				t.Fatalf("got %q, %v while something waits", repaired, err)
 			}
 			for _, want := range []string{early.Address().String(), peer.Address().String()} {
 				if got := receive(t, s); got != want {
 					t.Fatalf("got %q from the queue, want %q", got, want)
 				}
 			}
-			if changed, err := s.Restore(); changed != test.keepsPeer || err != nil {
-				t.Fatalf("got %v, %v with an empty queue", changed, err)
+			if repaired, err := s.Restore(); (repaired != "") != test.keepsPeer || err != nil {
+				t.Fatalf("got %q, %v with an empty queue", repaired, err)
 			}
-			if changed, err := s.Restore(); changed || err != nil {
-				t.Fatalf("got %v, %v the second time", changed, err)
+			if repaired, err := s.Restore(); repaired != "" || err != nil {
+				t.Fatalf("got %q, %v the second time", repaired, err)
 			}
 			if got := localName(t, s); got != local || s.Address() != address || s.FD() != fd {
 				t.Errorf("got %s, %v, descriptor %d, want %s, %v, %d", got, s.Address(), s.FD(), local, address, fd)
@@ -177,8 +178,8 @@ func TestRestoreBacklog(t *testing.T) {
 			if err := unix.Listen(s.FD(), 0); err != nil {
 				t.Fatal(err)
 			}
-			if changed, err := s.Restore(); changed || err != nil {
-				t.Fatalf("got %v, %v", changed, err)
+			if repaired, err := s.Restore(); repaired != "" || err != nil {
+				t.Fatalf("got %q, %v", repaired, err)
 			}
 			for range 9 { // would wait for room in a backlog of 0
 				mustDial(t, s)
@@ -231,11 +232,61 @@ func TestRestoreInherited(t *testing.T) {
 	}
 }
 
+// Flags that all who share the socket share are set back, and it is nothing to speak of.
+func TestRestoreFlags(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, nettest.Namespaces)
+	for _, address := range []string{"tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix:@hg-restore-flags", "fifo://" + tempPath(t, "f")} {
+		s := mustOpen(t, address, Options{DeferAccept: 3 * time.Second})
+		if _, err := unix.FcntlInt(uintptr(s.FD()), unix.F_SETFL, unix.O_ASYNC); err != nil {
+			t.Fatal(err)
+		}
+		deferred := 0
+		if s.Address().Network == TCP {
+			deferred = getInt(t, s.FD(), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT)
+			if err := unix.SetsockoptInt(s.FD(), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if repaired, err := s.Restore(); repaired != "" || err != nil {
+			t.Errorf("%s: got %q, %v", address, repaired, err)
+		}
+		checkFlags(t, s)
+		if flags, _ := unix.FcntlInt(uintptr(s.FD()), unix.F_GETFL, 0); flags&unix.O_ASYNC != 0 {
+			t.Errorf("%s: got O_ASYNC", address)
+		}
+		if deferred != 0 && getInt(t, s.FD(), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT) != deferred {
+			t.Errorf("%s: data is not waited for", address)
+		}
+	}
+}
+
+// A port that the kernel chose is the same after shutdown(2), which gives it back.
+func TestReviveSamePort(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, nettest.Namespaces)
+	for _, address := range []string{"tcp://127.0.0.1:0", "tcp://:0", "tcp://[::1]:0"} {
+		s := mustOpen(t, address, Options{})
+		for range 2 {
+			local := localName(t, s)
+			if err := unix.Shutdown(s.FD(), unix.SHUT_RDWR); err != nil {
+				t.Fatal(err)
+			}
+			if revived, err := s.Revive(); !revived || err != nil {
+				t.Fatalf("got %v, %v", revived, err)
+			}
+			if got := localName(t, s); got != local {
+				t.Errorf("got %s, want %s", got, local)
+			}
+		}
+	}
+}
+
 func TestRestoreFIFO(t *testing.T) {
 	t.Parallel()
 	s := mustOpen(t, "fifo://"+tempPath(t, "f"), Options{})
-	if changed, err := s.Restore(); changed || err != nil {
-		t.Errorf("got %v, %v", changed, err)
+	if repaired, err := s.Restore(); repaired != "" || err != nil {
+		t.Errorf("got %q, %v", repaired, err)
 	}
 }
 

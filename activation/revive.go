@@ -32,6 +32,9 @@ func isShut(events int16) bool { return events&(unix.POLLHUP|unix.POLLRDHUP) != 
 
 // poll returns what poll(2) says of the socket at this moment.
 func (s *Socket) poll() (int16, error) {
+	if s.fd < 0 {
+		return 0, s.failure("poll", unix.EBADF) // poll(2) would skip it
+	}
 	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN | unix.POLLRDHUP}}
 	for {
 		_, err := unix.Poll(fds, 0)
@@ -48,7 +51,8 @@ func (s *Socket) poll() (int16, error) {
 }
 
 // Revive makes a socket usable that a process has shut down, and says whether it
-// was. What was in its queue is lost; for TCP the kernel has reset it already.
+// was. What was in its queue is lost; for TCP the kernel has reset it already, or has
+// moved it where it is parked, and it stays parked.
 // It also takes away an error that waits on a datagram socket, which would
 // wake a Watcher again and again.
 //
@@ -70,10 +74,30 @@ func (s *Socket) Revive() (bool, error) {
 		return false, nil
 	}
 	if s.addr.Network == TCP {
-		// listen(2) is all that a TCP socket needs after shutdown(2): it is still bound.
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err := s.rejoin(); err != nil {
+			return true, s.failure("revive", err)
+		}
+		if err := s.rebind(); err != nil {
+			return true, err
+		}
 		return true, s.listen()
 	}
 	return true, s.replace()
+}
+
+// rebind binds a TCP socket again to a port that the kernel chose: shutdown(2) gave it back. One that
+// was asked for is still bound.
+func (s *Socket) rebind() error {
+	domain, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return s.failure("read address family of", err)
+	}
+	if err := s.bind(domain); !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 // replace puts a new socket, bound to the same address, under the same descriptor number.
@@ -95,8 +119,7 @@ func (s *Socket) replace() error {
 		err = fresh.bind(domain)
 	}
 	if err == nil {
-		fresh.setAfterBind(domain)
-		err = errors.Join(fresh.listen(), fresh.identify())
+		err = fresh.start(domain)
 	}
 	if err != nil {
 		// A datagram socket that is not bound looks sound. It is to be tried again.
@@ -116,8 +139,7 @@ func (s *Socket) overtake(fresh *Socket, domain int) error {
 		err = fresh.bind(domain)
 	}
 	if err == nil {
-		fresh.setAfterBind(domain)
-		err = fresh.identify()
+		err = fresh.start(domain)
 	}
 	if err == nil && !s.sharesAddress() {
 		err = fresh.shareAddress(0)

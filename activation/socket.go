@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +19,9 @@ type Spec struct {
 }
 
 // Socket owns one listening or datagram socket, or a FIFO. Its methods may be
-// called from any goroutine, except that nothing else may be going on during Close, and
-// during Revive and Restore nothing but Address, Spec and FD, which these do not change.
+// called from any goroutine, except that nothing else may be going on during Open and Close, and
+// during Revive and Restore nothing but Address, Spec and FD, which these do not change, and for TCP
+// Park, Readmit, Unpark and Parked.
 type Socket struct {
 	spec      Spec
 	addr      Address // as bound
@@ -28,7 +30,11 @@ type Socket struct {
 	inode     uint64
 	file      node // what the path must still be to be removed; the zero node where there is none
 	inherited bool
+	found     *fileLook // of the path of an inherited socket; nil: as Options say
 	warnings  []error
+
+	mu      sync.Mutex    // over parking, also while the socket of a parked one is revived
+	parking *parkingPlace // nil: not parked
 }
 
 // SocketError says what could not be done to which socket.
@@ -51,14 +57,40 @@ func (e *SocketError) Unwrap() error { return e.Err }
 // A file of a Unix socket that nobody holds any more is replaced. A file that is
 // anything else is never touched.
 func Open(spec Spec) (*Socket, error) {
-	s := &Socket{spec: spec, addr: spec.Address, fd: -1, device: spec.Options.Device}
-	err := s.open()
-	if err != nil {
-		s.abandon()
+	s := Prepare(spec)
+	if err := s.Open(); err != nil {
 		return nil, err
 	}
-	s.link()
 	return s, nil
+}
+
+// Prepare returns the socket that spec describes, to be opened later. Until then its
+// Address is the Spec's, its FD is -1, Close does nothing, and all that needs a descriptor fails.
+func Prepare(spec Spec) *Socket {
+	return &Socket{spec: spec, addr: spec.Address, fd: -1, device: spec.Options.Device}
+}
+
+// Open opens a socket that was prepared, as the function Open does. After an error it is as it was
+// before, and may be opened again; [MayOpenLater] says whether that makes sense. It
+// does nothing to a socket that is open. Nothing else may be going on.
+func (s *Socket) Open() error {
+	if s.fd >= 0 {
+		return nil
+	}
+	s.addr, s.file, s.warnings = s.spec.Address, node{}, nil
+	if err := s.open(); err != nil {
+		s.abandon()
+		s.addr = s.spec.Address
+		return err
+	}
+	s.link()
+	return nil
+}
+
+// MayOpenLater says whether an error of Open can go away without anybody changing the
+// Spec: the address or the device is not there yet, or somebody else has the address.
+func MayOpenLater(err error) bool {
+	return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.ENODEV)
 }
 
 // open makes and binds s.fd for s.addr.
@@ -76,6 +108,12 @@ func (s *Socket) open() error {
 	if err := s.bind(domain); err != nil {
 		return err
 	}
+	return s.start(domain)
+}
+
+// start makes a socket that is bound ready to be used: what is to hold for the first
+// client is set before the socket listens.
+func (s *Socket) start(domain int) error {
 	s.setAfterBind(domain)
 	if err := s.listen(); err != nil {
 		return err
@@ -145,14 +183,18 @@ func (s *Socket) listen() error {
 	if !s.addr.Network.Connections() {
 		return nil
 	}
-	backlog := s.spec.Options.Backlog
-	if backlog <= 0 {
-		backlog = math.MaxInt32 // the kernel cuts it down to net.core.somaxconn (listen(2))
-	}
-	if err := unix.Listen(s.fd, backlog); err != nil {
+	if err := unix.Listen(s.fd, s.backlog()); err != nil {
 		return s.failure("listen on", err)
 	}
 	return nil
+}
+
+// backlog is what listen(2) is told.
+func (s *Socket) backlog() int {
+	if n := s.spec.Options.Backlog; n > 0 {
+		return n
+	}
+	return math.MaxInt32 // the kernel cuts it down to net.core.somaxconn
 }
 
 // identify reads back the port and the inode that the kernel chose.
@@ -198,6 +240,10 @@ func (s *Socket) Warnings() []error { return slices.Clone(s.warnings) }
 func (s *Socket) Close() error {
 	if s.fd < 0 {
 		return nil
+	}
+	if s.parking != nil {
+		s.parking.close()
+		s.parking = nil
 	}
 	var err error
 	if s.spec.Options.RemoveOnStop {

@@ -13,7 +13,7 @@ import (
 
 // Watcher waits for many descriptors in one epoll set. A descriptor is armed or
 // not; an armed one is reported once, as soon as it is ready, and is then
-// disarmed. Between reports nothing happens: no timer, no wake-up.
+// disarmed, but for those of ArmEdge. Between reports nothing happens: no timer, no wake-up.
 //
 // One goroutine calls Wait; all other methods but Close may be called from any
 // goroutine at any time. A report may still be on its way when Disarm or Remove
@@ -91,7 +91,18 @@ func (w *Watcher) Add(fd int, token uint64) error {
 // already. An armed descriptor may be armed again, with another token.
 func (w *Watcher) Arm(fd int, token uint64) error {
 	// EPOLLHUP comes unasked, but only when both directions are shut down.
-	const events = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT
+	return w.arm(fd, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLONESHOT, token)
+}
+
+// ArmEdge asks for a report when fd is readable or hung up, at once if it is already, and for another
+// one whenever something more arrives, also while what came before still waits, until
+// Disarm or Remove, or Arm. What arrives before Wait looks is one report.
+func (w *Watcher) ArmEdge(fd int, token uint64) error {
+	return w.arm(fd, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET, token)
+}
+
+// arm sets the events of fd, whether it is in the set or not. Either way what is ready is reported.
+func (w *Watcher) arm(fd int, events uint32, token uint64) error {
 	// After its report the entry is still in the set, so this is the common case.
 	err := w.control(unix.EPOLL_CTL_MOD, fd, events, token)
 	if errors.Is(err, unix.ENOENT) {

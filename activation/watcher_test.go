@@ -244,6 +244,57 @@ func TestWatcherOverdue(t *testing.T) {
 	}
 }
 
+// A socket that is armed by edges reports each arrival, also while the one before still waits.
+func TestWatcherArmEdge(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, nettest.Namespaces)
+	for _, address := range []string{"tcp://127.0.0.1:0", "unix:@hg-edge", "unixpacket:@hg-edge", "udp://127.0.0.1:0", "unixgram:@hg-edge", "fifo://" + tempPath(t, "f")} {
+		t.Run(address, func(t *testing.T) {
+			t.Parallel()
+			w, ready := run(t)
+			s := mustOpen(t, address, Options{})
+			arrive := func() {
+				if s.Address().Network == FIFO {
+					signal(t, s.FD())
+					return
+				}
+				fd := mustDial(t, s)
+				if !s.Address().Network.Connections() {
+					signal(t, fd)
+				}
+			}
+			if err := w.ArmEdge(s.FD(), 1); err != nil {
+				t.Fatal(err)
+			}
+			expectNothing(t, w, ready)
+			for range 3 {
+				arrive()
+				expect(t, ready, Ready{Token: 1})
+				expectNothing(t, w, ready)
+			}
+			if err := w.ArmEdge(s.FD(), 2); err != nil { // what waits is reported under the new token
+				t.Fatal(err)
+			}
+			expect(t, ready, Ready{Token: 2})
+			if err := w.Arm(s.FD(), 3); err != nil { // and once only
+				t.Fatal(err)
+			}
+			expect(t, ready, Ready{Token: 3})
+			arrive()
+			expectNothing(t, w, ready)
+			if err := w.ArmEdge(s.FD(), 4); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, ready, Ready{Token: 4})
+			if err := w.Disarm(s.FD(), 4); err != nil {
+				t.Fatal(err)
+			}
+			arrive()
+			expectNothing(t, w, ready)
+		})
+	}
+}
+
 // Every one of many sockets is reported once.
 func TestWatcherMany(t *testing.T) {
 	t.Parallel()

@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"hibergate/activation"
 	"hibergate/supervisor/activity"
@@ -18,6 +19,8 @@ import (
 // do performs one action.
 func (s *Supervisor) do(u *unit, a action) {
 	switch a := a.(type) {
+	case open:
+		s.open(u)
 	case arm:
 		s.arm(u)
 	case armOne:
@@ -27,15 +30,36 @@ func (s *Supervisor) do(u *unit, a action) {
 	case launch:
 		s.launch(u, a.queue)
 	case serve:
-		s.serve(u, a.socket)
+		s.serve(u, a)
+	case refuse:
+		s.refuse(u, a.socket)
+	case drop:
+		s.drop(u)
 	case look:
 		s.toLook = append(s.toLook, u)
+	case readQueue:
+		s.readQueue(u)
 	case confirm:
 		s.confirm(u)
+	case freeze:
+		s.freeze(u)
 	case thaw:
-		s.each(u, "thaw", Process.Thaw)
+		if err := u.tree.Thaw(); err != nil {
+			s.log.Error("service not thawed", slog.String("service", u.spec.Name), slog.Any("err", err))
+		}
+	case drain:
+		s.drain(u)
+	case unpark:
+		u.park = false
+		if !u.parking { // else parkDone does it
+			s.unpark(u)
+		}
+	case command:
+		s.command(u)
 	case signal:
-		s.each(u, "signal", func(p Process) error { return p.Signal(a.signal) })
+		s.signal(u, a)
+	case limited:
+		u.refused.Pauses++
 	case report:
 		s.report(u, a)
 	}
@@ -51,7 +75,11 @@ func (s *Supervisor) armPort(u *unit, i int) {
 	p := &u.ports[i]
 	p.gen++
 	p.armed = true
-	if err := s.watcher.Arm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
+	arm := s.watcher.Arm
+	if u.screened() {
+		arm = s.watcher.ArmEdge
+	}
+	if err := arm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
 		p.armed = false
 		s.post(func(now time.Time) { s.step(now, u, socketBroken{err}) }) // it is tried again after the backoff
 	}
@@ -68,12 +96,25 @@ func (s *Supervisor) disarm(u *unit) {
 	}
 }
 
-// each does something to every process of the unit.
-func (s *Supervisor) each(u *unit, what string, f func(Process) error) {
-	for _, p := range u.procs {
-		if err := f(p); err != nil {
-			s.log.Error("process not reached", slog.String("service", u.spec.Name), slog.String("action", what), slog.Int("pid", p.PID()), slog.Any("err", err))
+// signal sends a signal. One that asks processes to end is followed by SIGCONT, as somebody may have
+// stopped them (systemd.kill(5)).
+func (s *Supervisor) signal(u *unit, a signal) {
+	var err error
+	switch {
+	case a.whom == started:
+		for _, p := range u.procs {
+			err = errors.Join(err, p.Signal(a.signal))
+			if a.signal != syscall.SIGKILL {
+				err = errors.Join(err, p.Signal(syscall.SIGCONT))
+			}
 		}
+	case a.signal == syscall.SIGKILL:
+		err = u.tree.Kill()
+	default:
+		err = errors.Join(u.tree.Signal(a.signal), u.tree.Signal(syscall.SIGCONT))
+	}
+	if err != nil {
+		s.log.Error("signal not sent", slog.String("service", u.spec.Name), slog.String("signal", a.signal.String()), slog.Any("err", err))
 	}
 }
 
@@ -95,8 +136,31 @@ func (s *Supervisor) goDo(work func() message, undo func()) {
 	runtime.Gosched()
 }
 
+// room says how many of the processes that somebody wants may be started; with 0, why not.
+func (s *Supervisor) room(want int) (int, error) {
+	if most := s.global.MaxProcesses; most > 0 {
+		free := most - len(s.procs) - s.starting
+		if free <= 0 {
+			return 0, fmt.Errorf("max_processes: %d run", most)
+		}
+		want = min(want, free)
+	}
+	if most := s.global.MaxLoad; most > 0 {
+		if load, err := loadAverage(); err == nil && load > most {
+			return 0, fmt.Errorf("max_load: the load average is %.2f", load)
+		}
+	}
+	return want, nil
+}
+
 func (s *Supervisor) launch(u *unit, queue bool) {
 	u.run++
+	u.queue = queue
+	if _, err := s.room(1); err != nil {
+		s.post(func(now time.Time) { s.notLaunched(now, u, err, true) })
+		return
+	}
+	s.starting++
 	var p Process
 	var err error
 	s.goDo(func() message {
@@ -106,73 +170,95 @@ func (s *Supervisor) launch(u *unit, queue bool) {
 				ids = []uint64{unidentified}
 			}
 		}
-		p, err = s.launcher.Launch(u.spec, u.sockets())
+		p, err = s.launcher.Launch(u.spec, u.tree, u.sockets())
 		return func(now time.Time) {
+			s.starting--
 			if err != nil {
-				u.fails++
-				s.step(now, u, launchFailed{err})
+				s.notLaunched(now, u, err, lacksResources(err))
 				return
 			}
-			s.adopt(u, p, queue)
+			s.adopt(u, p, source{})
 			s.step(now, u, launched{ids})
 		}
 	}, func() { abandon(p) })
 }
 
-func (s *Supervisor) serve(u *unit, socket int) {
-	p := &u.ports[socket]
-	held := p.held
+func (s *Supervisor) notLaunched(now time.Time, u *unit, err error, pause bool) {
+	if pause {
+		u.refused.Pauses++
+		s.pause(u)
+	}
+	s.step(now, u, launchFailed{err, pause})
+}
+
+func (s *Supervisor) serve(u *unit, a serve) {
+	p := &u.ports[a.socket]
+	room, err := s.room(a.room)
+	if err != nil && a.room > 0 {
+		s.post(func(now time.Time) {
+			u.refused.Pauses++
+			s.pause(u)
+			s.step(now, u, served{socket: a.socket, err: err, pause: true, held: p.held != nil})
+		})
+		return
+	}
+	s.starting += room
+	order := serveOrder{held: p.held, room: room, refuse: a.refuse && room == a.room, sources: u.sources}
 	p.held = nil
 	var b batch
-	var err error
 	s.goDo(func() message {
-		b, err = s.launcher.Serve(u.spec, p.sock, held)
+		b, err = s.launcher.Serve(u.spec, u.tree, p.sock, order)
 		return func(now time.Time) {
+			s.starting -= room
 			p.held = b.held
 			p.accepted += uint64(b.accepted)
+			u.refused.add(&b.refused)
 			for _, proc := range b.procs {
-				s.adopt(u, proc, false)
+				s.adopt(u, proc.Process, proc.source)
 			}
-			if err != nil {
-				u.fails++
+			if b.pause {
+				u.refused.Pauses++
+				s.pause(u)
 			}
-			s.step(now, u, served{socket: socket, started: len(b.procs), err: err, pause: b.pause})
+			s.step(now, u, served{socket: a.socket, started: len(b.procs), err: err, pause: b.pause, held: b.held != nil})
 		}
-	}, func() { abandon(b.procs...) })
+	}, func() {
+		for _, proc := range b.procs {
+			abandon(proc.Process)
+		}
+	})
+}
+
+// loadAverage is that of the last minute; see proc_loadavg(5).
+func loadAverage() (float64, error) {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	return strconv.ParseFloat(first, 64)
 }
 
 // abandon ends processes that were started when nobody was left to take charge of them.
-func abandon(procs ...Process) {
-	for _, p := range procs {
-		if p != nil {
-			_ = p.Signal(syscall.SIGKILL) // there is nobody left to tell, either
-		}
+func abandon(p Process) {
+	if p != nil {
+		_ = p.Signal(syscall.SIGKILL) // there is nobody left to tell, either
 	}
 }
 
 // adopt takes charge of a process that was just started.
-func (s *Supervisor) adopt(u *unit, p Process, queue bool) {
+func (s *Supervisor) adopt(u *unit, p Process, who source) {
 	s.lastToken++
-	inst := &instance{Process: p, unit: u, token: s.lastToken | processToken, queue: queue}
+	inst := &instance{Process: p, unit: u, token: s.lastToken | processToken, source: who}
 	u.starts++
 	u.procs = append(u.procs, inst)
 	s.procs[inst.token] = inst
 	if err := s.watcher.Arm(p.PIDFD(), inst.token); err != nil {
 		s.log.Warn("process watched by a thread", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
 		s.goDo(func() message {
-			waitReadable(p.PIDFD())
+			waitReadable(p.PIDFD(), -1)
 			return func(now time.Time) { s.reap(now, inst) }
 		}, nil)
-	}
-}
-
-// waitReadable blocks until a descriptor is readable.
-func waitReadable(fd int) {
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
-			return
-		}
 	}
 }
 
@@ -180,15 +266,11 @@ func waitReadable(fd int) {
 type target struct {
 	unit *unit
 	run  uint64
-	pids []int
+	live bool
 }
 
 func (u *unit) target() target {
-	t := target{unit: u, run: u.run}
-	for _, p := range u.procs {
-		t.pids = append(t.pids, p.PID())
-	}
-	return t
+	return target{unit: u, run: u.run, live: len(u.procs) > 0 || u.end != nil}
 }
 
 // look asks the kernel about all sockets of the targets in one pass. It runs
@@ -216,41 +298,25 @@ func (s *Supervisor) look(ctx context.Context, targets ...target) [][]activity.S
 func (s *Supervisor) lookIntoProcesses(ctx context.Context, t target, socket int, sum *activity.Summary) {
 	p := &t.unit.ports[socket]
 	network := p.sock.Address().Network
-	var err error
+	needed := network == activation.FIFO || network.Unix() && network.Connections()
+	if !sum.Known || !t.live || !needed {
+		return
+	}
+	pids, err := t.unit.tree.PIDs()
 	switch {
-	case !sum.Known || len(t.pids) == 0:
+	case err != nil || len(pids) == 0:
 	case network == activation.FIFO:
-		sum.Peers, err = s.looker.Read(ctx, t.pids)
+		sum.Peers, err = s.looker.Read(ctx, pids)
 		sum.Peers *= 2*uint64(socket) + 1 // the same for each FIFO, and two would cancel out
-	case network.Unix() && network.Connections():
+	default:
 		var held int
-		if held, err = s.looker.Held(ctx, p.key, t.pids); held > sum.Open {
+		if held, err = s.looker.Held(ctx, p.key, pids); held > sum.Open {
 			sum.Open, sum.PayloadUnseen = held, true
 		}
 	}
 	if err != nil {
 		sum.Known, sum.Why = false, fmt.Sprintf("look into processes: %v", err)
 	}
-}
-
-// confirm freezes the process and looks at it.
-func (s *Supervisor) confirm(u *unit) {
-	if len(u.procs) == 0 {
-		return // it has just ended, and exited is on its way
-	}
-	t, proc := u.target(), u.procs[0].Process
-	s.goDo(func() message {
-		var sums []activity.Summary
-		err := proc.Freeze(context.Background())
-		if err == nil {
-			sums = s.look(context.Background(), t)[0]
-		}
-		return func(now time.Time) {
-			if u.run == t.run {
-				s.step(now, u, confirmed{sums: sums, err: err})
-			}
-		}
-	}, nil)
 }
 
 // startLook looks at all that want it, in one pass.
@@ -285,8 +351,14 @@ func (s *Supervisor) report(u *unit, a report) {
 	if len(u.procs) > 0 {
 		attrs = append(attrs, slog.Int("pid", u.procs[len(u.procs)-1].PID()))
 	}
-	if a.to == Backoff {
+	if a.to == Backoff || a.to == Failed {
 		level = slog.LevelWarn
+		switch a.reason { //nolint:exhaustive // with the others nothing is wrong with the service
+		case ReasonFailed, ReasonStartFailed, ReasonNothingRead:
+			u.fails++
+		case ReasonRate:
+			u.refused.Pauses++
+		}
 	}
 	if a.err != nil {
 		attrs = append(attrs, slog.Any("err", a.err))

@@ -8,37 +8,62 @@
 // and looking at the kernel happen in goroutines that bring back one message each. A
 // sleeping service costs a struct, and there is no ticker.
 //
-//	goroutine             how many                      owns
-//	Supervisor.Run        1                             every unit, the deadlines, the Watcher's Wait
-//	launch, serve         at most 1 for each socket     one call of the Launcher
-//	look                  at most 1                     one pass over the witnesses
-//	confirm               at most 1 for each service    one freeze and one look
-//	callers               any                           nothing: they send a request and get copies
+// A policy: solo.go, perconn.go, and what both have in machine.go; idleness.go, stuck.go and sources.go
+// judge. Its actions: actions.go (sockets, starts, looks), stop.go, refuse.go, screen.go, open.go. What comes
+// back: supervisor.go, reap.go. What users ask: request.go.
+//
+//	goroutine                how many                      owns
+//	Supervisor.Run           1                             every unit, the deadlines, the Watcher's Wait
+//	launch, serve            at most 1 for each socket     one call of the Launcher
+//	look                     at most 1                     one pass over the witnesses
+//	confirm, drain, freeze   at most 1 for each service    parking, one freeze, one look
+//	stop command             at most 1 for each service    its process
+//	screen                   at most 1 for each socket     one look at a queue
+//	callers                  any                           nothing: they send a request and get copies
 //
 // The states of a service with one process, and what leads from one to the
 // next; a test reads this table and compares it with what the policy does:
 //
-//	listening  -> starting    traffic, requested
+//	listening  -> starting    requested, traffic
+//	listening  -> backoff     address not to be had, rate limit, socket is shut down
+//	listening  -> failed      socket is shut down
 //	listening  -> stopped     supervisor stops
-//	listening  -> backoff     socket is shut down
 //	starting   -> running     launched
-//	starting   -> backoff     start failed
-//	running    -> confirming  idle
-//	running    -> stopping    requested, supervisor stops
-//	running    -> killing     supervisor stops
+//	starting   -> backoff     out of resources, start failed
+//	starting   -> failed      start failed
 //	running    -> listening   exited
+//	running    -> confirming  idle
+//	running    -> frozen      requested
+//	running    -> stopping    failed, requested, supervisor stops, took no traffic
+//	running    -> killing     supervisor stops
 //	running    -> backoff     failed, took no traffic
-//	confirming -> stopping    idle, requested, supervisor stops
-//	confirming -> killing     supervisor stops
-//	confirming -> running     busy after all, cannot be frozen
+//	running    -> failed      failed, took no traffic
 //	confirming -> listening   exited
+//	confirming -> running     busy after all, cannot be frozen
+//	confirming -> frozen      requested
+//	confirming -> stopping    failed, idle, requested, supervisor stops
+//	confirming -> killing     supervisor stops
 //	confirming -> backoff     failed, took no traffic
-//	stopping   -> killing     stop timed out, supervisor stops
+//	confirming -> failed      failed, took no traffic
+//	frozen     -> listening   exited
+//	frozen     -> running     cannot be frozen, requested, thawed, traffic
+//	frozen     -> stopping    failed, requested, supervisor stops
+//	frozen     -> killing     supervisor stops
+//	frozen     -> backoff     failed, took no traffic
+//	frozen     -> failed      failed, took no traffic
 //	stopping   -> listening   stopped
+//	stopping   -> killing     stop timed out, supervisor stops
+//	stopping   -> backoff     failed, took no traffic
+//	stopping   -> failed      failed, took no traffic
 //	killing    -> listening   stopped
-//	backoff    -> listening   backoff over
+//	killing    -> backoff     failed, took no traffic
+//	killing    -> failed      failed, took no traffic
+//	backoff    -> listening   address is there, backoff over, reset
 //	backoff    -> starting    requested
 //	backoff    -> stopped     supervisor stops
+//	failed     -> listening   backoff over, reset
+//	failed     -> starting    requested
+//	failed     -> stopped     supervisor stops
 //
 // With accept = true, "running" means that connections are served, and
 // several processes may run:
@@ -46,25 +71,34 @@
 //	listening  -> running     serving
 //	listening  -> stopping    requested, supervisor stops
 //	listening  -> killing     supervisor stops
+//	listening  -> backoff     address not to be had, out of resources, socket is shut down, start failed
+//	listening  -> failed      socket is shut down, start failed
 //	listening  -> stopped     supervisor stops
-//	listening  -> backoff     start failed, out of resources, socket is shut down
 //	running    -> listening   served
-//	running    -> backoff     start failed, out of resources, socket is shut down
 //	running    -> stopping    requested, supervisor stops
 //	running    -> killing     supervisor stops
-//	stopping   -> killing     stop timed out, supervisor stops
+//	running    -> backoff     out of resources, socket is shut down, start failed
+//	running    -> failed      socket is shut down, start failed
 //	stopping   -> listening   stopped
+//	stopping   -> killing     stop timed out, supervisor stops
 //	stopping   -> stopped     supervisor stops
 //	killing    -> listening   stopped
 //	killing    -> stopped     supervisor stops
-//	backoff    -> listening   backoff over
-//	backoff    -> running     backoff over
+//	backoff    -> listening   address is there, backoff over, reset
+//	backoff    -> running     backoff over, reset
 //	backoff    -> stopping    requested, supervisor stops
 //	backoff    -> killing     supervisor stops
 //	backoff    -> stopped     supervisor stops
+//	failed     -> listening   backoff over, reset
+//	failed     -> running     backoff over, reset
+//	failed     -> stopping    requested, supervisor stops
+//	failed     -> killing     supervisor stops
+//	failed     -> stopped     supervisor stops
 //
-// What always holds: a solo service has at most one process; sockets are armed
-// only in listening, and with accept = true in running; a service is stopped for
-// idleness only after a look in which every socket was known and quiet while the
-// process was frozen; a listening socket is closed only when the supervisor ends.
+// What always holds: a solo service has at most one process that was started, and no other of its
+// processes is left when the next one is (but with stop.kill_mode = "process"); sockets are armed
+// only in listening and frozen, with accept = true in running, and in failed where clients are refused; a service is
+// stopped for idleness only after a look in which every socket was known and quiet while all its processes
+// were frozen; new connections are parked only in confirming, stopping and killing; a listening socket is
+// closed only when the supervisor ends.
 package supervisor

@@ -36,9 +36,12 @@ type stage struct {
 	fail     error          // what Launch returns
 	sum      activity.Summary
 	looks    int
-	frozen   func()        // called by Freeze
-	armFails error         // what the next Arm returns
-	hang     chan struct{} // Launch waits until it is closed; nil: it does not
+	frozen   func()            // called by Freeze
+	armFails error             // what the next Arm returns
+	hang     chan struct{}     // Launch waits until it is closed; nil: it does not
+	clients  []activity.Client // what Waiting returns
+	queued   []uint64          // what Queued returns
+	ran      [][]string        // commands
 }
 
 // perform runs services until the test function returns.
@@ -49,20 +52,23 @@ func perform(t *testing.T, services []*Service, test func(*stage)) {
 			t: t, ended: make(chan error, 1), armed: map[int]uint64{},
 			ready: make(chan []activation.Ready), bell: make(chan struct{}, 1), sum: activity.Summary{Known: true, Exact: true},
 		}
-		var opened [][]*activation.Socket
+		var opened []listeners
 		for _, svc := range services {
 			svc.Sockets = []activation.Spec{{Name: svc.Name, Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("127.0.0.1")}}}
 			if svc.Stop.Timeout == 0 {
 				svc.Stop = DefaultStop()
 			}
+			if svc.Restart.Delay == 0 {
+				svc.Restart = DefaultRestart()
+			}
 			sock, err := activation.Open(svc.Sockets[0])
 			if err != nil {
 				t.Fatal(err)
 			}
-			opened = append(opened, []*activation.Socket{sock})
+			opened = append(opened, listeners{[]*activation.Socket{sock}, []error{nil}})
 		}
-		st.s = newSupervisor(services, opened, Options{Logger: slog.New(slog.DiscardHandler)})
-		st.s.watcher, st.s.launcher, st.s.looker = (*fakeWatcher)(st), (*fakeLauncher)(st), (*fakeLooker)(st)
+		st.s = newSupervisor(services, opened, (*fakeLauncher)(st), Options{Logger: slog.New(slog.DiscardHandler)})
+		st.s.watcher, st.s.looker = (*fakeWatcher)(st), (*fakeLooker)(st)
 		ctx, cancel := context.WithCancel(t.Context())
 		st.stop = cancel
 		go func() { st.ended <- st.s.Run(ctx) }()
@@ -137,9 +143,10 @@ func (w *fakeWatcher) Arm(fd int, token uint64) error {
 	w.armed[fd] = token
 	return nil
 }
-func (w *fakeWatcher) Disarm(fd int, _ uint64) error { (*stage)(w).take(fd); return nil }
-func (w *fakeWatcher) Remove(fd int) error           { (*stage)(w).take(fd); return nil }
-func (w *fakeWatcher) Close() error                  { return nil }
+func (w *fakeWatcher) ArmEdge(fd int, token uint64) error { return w.Arm(fd, token) }
+func (w *fakeWatcher) Disarm(fd int, _ uint64) error      { (*stage)(w).take(fd); return nil }
+func (w *fakeWatcher) Remove(fd int) error                { (*stage)(w).take(fd); return nil }
+func (w *fakeWatcher) Close() error                       { return nil }
 func (w *fakeWatcher) Wake() error {
 	select {
 	case w.bell <- struct{}{}:
@@ -164,9 +171,19 @@ func (w *fakeWatcher) Wait(deadline time.Time) ([]activation.Ready, error) {
 
 type fakeLauncher stage
 
-func (l *fakeLauncher) Close() error { return nil }
-func (l *fakeLauncher) Abort()       {}
-func (l *fakeLauncher) Launch(*Service, []*activation.Socket) (Process, error) {
+func (l *fakeLauncher) Close() error       { return nil }
+func (l *fakeLauncher) Abort()             {}
+func (l *fakeLauncher) Tracking() string   { return "fake" }
+func (l *fakeLauncher) Tree(*Service) Tree { return &fakeTree{stage: (*stage)(l)} }
+func (l *fakeLauncher) Run(_ *Service, _ Tree, argv, _ []string) error {
+	time.Sleep(time.Millisecond)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ran = append(l.ran, argv)
+	return nil
+}
+
+func (l *fakeLauncher) Launch(_ *Service, tree Tree, _ []*activation.Socket) (Process, error) {
 	time.Sleep(time.Millisecond)
 	l.mu.Lock()
 	hang := l.hang
@@ -179,23 +196,25 @@ func (l *fakeLauncher) Launch(*Service, []*activation.Socket) (Process, error) {
 	if l.fail != nil {
 		return nil, l.fail
 	}
-	return l.start(), nil
+	return l.start(tree), nil
 }
 
-func (l *fakeLauncher) Serve(_ *Service, _ *activation.Socket, held *connection) (batch, error) {
+func (l *fakeLauncher) Serve(_ *Service, tree Tree, _ *activation.Socket, _ serveOrder) (batch, error) {
 	time.Sleep(time.Millisecond)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fail != nil {
 		return batch{accepted: 1, held: &connection{fd: -1}}, l.fail
 	}
-	return batch{accepted: 1, procs: []Process{l.start()}}, nil
+	return batch{accepted: 1, procs: []servedProcess{{Process: l.start(tree)}}}, nil
 }
 
 // start is called with mu held.
-func (l *fakeLauncher) start() *fakeProcess {
+func (l *fakeLauncher) start(tree Tree) *fakeProcess {
+	t := tree.(*fakeTree)
 	p := &fakeProcess{stage: (*stage)(l), pid: 100 + len(l.procs), alive: true}
 	l.procs = append(l.procs, p)
+	t.procs = append(t.procs, p)
 	return p
 }
 
@@ -208,13 +227,94 @@ func (l *fakeLooker) Look(_ context.Context, _ time.Time, keys []uint32) []activ
 	l.looks++
 	return slices.Repeat([]activity.Summary{l.sum}, len(keys))
 }
-func (l *fakeLooker) Queued(context.Context, []uint32) ([]uint64, error) { return nil, nil }
-func (l *fakeLooker) Held(context.Context, uint32, []int) (int, error)   { return 0, nil }
-func (l *fakeLooker) Read(context.Context, []int) (uint64, error)        { return 0, nil }
+func (l *fakeLooker) Add(activity.Socket) {}
+func (l *fakeLooker) Queued(context.Context, []uint32) ([]uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.queued, nil
+}
+
+func (l *fakeLooker) Waiting(context.Context, uint32) ([]activity.Client, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.clients, nil
+}
+func (l *fakeLooker) Handshakes(context.Context, uint32) (int, error)  { return 0, nil }
+func (l *fakeLooker) Held(context.Context, uint32, []int) (int, error) { return 0, nil }
+func (l *fakeLooker) Read(context.Context, []int) (uint64, error)      { return 0, nil }
 func (l *fakeLooker) Flows(context.Context, uint32, []int) ([]activity.Flow, string) {
 	return nil, ""
 }
 func (l *fakeLooker) Close() error { return nil }
+
+// fakeTree is the processes that were started for one service, and others that the test says are left.
+type fakeTree struct {
+	*stage
+	procs   []*fakeProcess
+	left    bool // somebody lives beside procs
+	stopped bool
+	signals []syscall.Signal
+	end     int // the descriptor that Ended returned; 0: none
+}
+
+func (t *fakeTree) Signal(sig syscall.Signal) error {
+	t.mu.Lock()
+	t.signals = append(t.signals, sig)
+	procs := slices.Clone(t.procs)
+	t.mu.Unlock()
+	for _, p := range procs {
+		_ = p.Signal(sig) // never fails
+	}
+	return nil
+}
+
+func (t *fakeTree) Kill() error {
+	t.set(func() { t.left = false })
+	return t.Signal(syscall.SIGKILL)
+}
+
+func (t *fakeTree) Freeze(context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stopped = true
+	if t.frozen != nil {
+		t.frozen()
+	}
+	return nil
+}
+
+func (t *fakeTree) Thaw() error {
+	t.set(func() { t.stopped = false })
+	return nil
+}
+
+func (t *fakeTree) PIDs() ([]int, error) { return nil, nil }
+func (t *fakeTree) Close() error         { return nil }
+func (t *fakeTree) Rest() error          { return nil }
+func (t *fakeTree) Empty() (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.left && !slices.ContainsFunc(t.procs, func(p *fakeProcess) bool { return p.alive }), nil
+}
+
+func (t *fakeTree) Ended() (int, error) {
+	fd, err := syscall.Dup(1) // of its own, as it will be closed
+	t.set(func() { t.end = fd })
+	return fd, err
+}
+
+// leave ends what is left of the tree.
+func (t *fakeTree) leave() {
+	t.t.Helper()
+	t.set(func() { t.left = false })
+	if token, ok := t.take(t.end); ok {
+		t.ready <- []activation.Ready{{Token: token}}
+	}
+	synctest.Wait()
+}
+
+// tree returns the tree of a service.
+func (st *stage) tree(name string) *fakeTree { return st.s.byName[name].tree.(*fakeTree) }
 
 // fakeProcess dies of the signals that a program without handlers dies of, unless stubborn.
 type fakeProcess struct {
@@ -222,7 +322,6 @@ type fakeProcess struct {
 	pid      int
 	alive    bool
 	stubborn bool
-	stopped  bool
 	status   process.ExitStatus
 	signals  []syscall.Signal
 }
@@ -239,21 +338,7 @@ func (p *fakeProcess) Signal(sig syscall.Signal) error {
 	return nil
 }
 
-func (p *fakeProcess) Freeze(context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.stopped = true
-	if p.frozen != nil {
-		p.frozen()
-	}
-	return nil
-}
-
-func (p *fakeProcess) Thaw() error {
-	p.set(func() { p.stopped = false })
-	return nil
-}
-
+func (p *fakeProcess) KillGroup() error { return nil }
 func (p *fakeProcess) Reap() (process.ExitStatus, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,7 +1,12 @@
 package supervisor
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"slices"
+	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +21,8 @@ type execLauncher struct {
 	stdout  int
 }
 
-func newExecLauncher() (*execLauncher, error) {
-	spawner, err := process.NewSpawner()
+func newExecLauncher(name string) (*execLauncher, error) {
+	spawner, err := process.NewSpawner(name)
 	if err != nil {
 		return nil, err
 	}
@@ -30,29 +35,39 @@ func (l *execLauncher) Close() error { return l.spawner.Close() }
 // Abort implements Launcher.
 func (l *execLauncher) Abort() { l.spawner.Abort() }
 
+// Tree implements Launcher.
+func (l *execLauncher) Tree(svc *Service) Tree { return l.spawner.NewTree(svc.Name) }
+
+// Tracking implements Launcher.
+func (l *execLauncher) Tracking() string { return l.spawner.Tracking() }
+
 // Launch implements Launcher.
-func (l *execLauncher) Launch(svc *Service, sockets []*activation.Socket) (Process, error) {
+func (l *execLauncher) Launch(svc *Service, tree Tree, sockets []*activation.Socket) (Process, error) {
 	for _, s := range sockets {
 		// The flag is in the open file description, so the last process may have set it.
 		if err := unix.SetNonblock(s.FD(), false); err != nil {
 			return nil, err
 		}
 	}
+	h := activation.ListenFDs(sockets)
 	if svc.Handoff == Stdio {
-		return l.start(svc, activation.StdioSocket(sockets[0]))
+		h = activation.StdioSocket(sockets[0])
 	}
-	return l.start(svc, activation.ListenFDs(sockets))
+	return l.start(svc, tree, svc.Exec.Command, h)
 }
 
-// batchSize is how many connections one Serve takes: enough to share the cost of
+// batchSize is how many connections one Serve takes at most: enough to share the cost of
 // a wake-up, and few enough to be fair to other services.
 const batchSize = 16
 
 // Serve implements Launcher.
-func (l *execLauncher) Serve(svc *Service, socket *activation.Socket, held *connection) (b batch, err error) {
-	c := held
-	for len(b.procs) < batchSize {
+func (l *execLauncher) Serve(svc *Service, tree Tree, socket *activation.Socket, order serveOrder) (b batch, err error) {
+	c := order.held
+	for range batchSize {
 		if c == nil {
+			if len(b.procs) >= order.room && !order.refuse {
+				return b, nil
+			}
 			fd, peer, err := socket.Accept()
 			if err != nil {
 				switch activation.KindOfAcceptError(err) {
@@ -67,19 +82,46 @@ func (l *execLauncher) Serve(svc *Service, socket *activation.Socket, held *conn
 			}
 			b.accepted++
 			c = &connection{fd: fd, peer: peer}
+			if !b.admit(c, socket, order) {
+				closeConnection(c)
+				c = nil
+				continue
+			}
 		}
-		p, err := l.startConnection(svc, c)
-		if err != nil {
+		if len(b.procs) >= order.room { // held, and the room is gone meanwhile
 			b.held = c
+			return b, nil
+		}
+		p, err := l.startConnection(svc, tree, c)
+		if err != nil {
+			b.held, b.pause = c, lacksResources(err)
 			return b, err
 		}
 		closeConnection(c)
-		b.procs, c = append(b.procs, p), nil
+		b.procs, c = append(b.procs, servedProcess{p, c.source}), nil
 	}
 	return b, nil
 }
 
-func (l *execLauncher) startConnection(svc *Service, c *connection) (Process, error) {
+// admit says whether an accepted connection may have a process, and counts it where not.
+func (b *batch) admit(c *connection, socket *activation.Socket, order serveOrder) bool {
+	if a := socket.Spec().Options.Access; a != nil && c.peer.Remote.IsValid() && !a.Permits(c.peer.Remote.Addr()) {
+		b.refused.Access++
+		return false
+	}
+	if len(b.procs) >= order.room {
+		b.refused.MaxConnections++
+		return false
+	}
+	var why sourceLimit
+	if c.source, why = order.sources.admit(time.Now(), &c.peer); why != withinLimits {
+		b.refused.count(why)
+		return false
+	}
+	return true
+}
+
+func (l *execLauncher) startConnection(svc *Service, tree Tree, c *connection) (Process, error) {
 	h := activation.ListenConnection(c.fd, c.peer)
 	if svc.Handoff == Stdio {
 		h = activation.StdioConnection(c.fd, c.peer)
@@ -87,10 +129,55 @@ func (l *execLauncher) startConnection(svc *Service, c *connection) (Process, er
 	if svc.Exec.UCSPIEnv {
 		h.Env = append(h.Env, activation.UCSPI(c.peer, svc.Sockets[0].Address.Network)...)
 	}
-	return l.start(svc, h)
+	return l.start(svc, tree, svc.Exec.Command, h)
 }
 
-func (l *execLauncher) start(svc *Service, h activation.Handoff) (Process, error) {
+// Run implements Launcher.
+func (l *execLauncher) Run(svc *Service, tree Tree, argv, env []string) error {
+	p, err := l.start(svc, tree, argv, activation.Handoff{First: 3, Env: env})
+	if err != nil {
+		return err
+	}
+	end := time.Now().Add(svc.Stop.Timeout)
+	late := false
+	for !waitReadable(p.PIDFD(), time.Until(end)) {
+		late = true
+		end = time.Now().Add(svc.Stop.Timeout)
+		if err := p.Signal(unix.SIGKILL); err != nil {
+			return err
+		}
+	}
+	status, err := p.Reap()
+	switch {
+	case err != nil:
+		return err
+	case late:
+		return fmt.Errorf("%s: still running after %s: %w", argv[0], svc.Stop.Timeout, os.ErrDeadlineExceeded)
+	case status != process.ExitStatus{}:
+		return fmt.Errorf("%s: %s", argv[0], status)
+	}
+	return nil
+}
+
+// waitReadable blocks until a descriptor is readable, at most for a time (negative: for ever).
+func waitReadable(fd int, limit time.Duration) bool {
+	end := time.Now().Add(limit)
+	for {
+		ms := -1
+		if limit >= 0 {
+			ms = int(max(0, time.Until(end)).Milliseconds()) + 1
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, ms)
+		switch {
+		case n > 0, err != nil && !errors.Is(err, unix.EINTR):
+			return true
+		case limit >= 0 && !time.Now().Before(end):
+			return false
+		}
+	}
+}
+
+func (l *execLauncher) start(svc *Service, tree Tree, argv []string, h activation.Handoff) (Process, error) {
 	id, err := svc.Exec.Resolve()
 	if err != nil {
 		return nil, err
@@ -99,8 +186,14 @@ func (l *execLauncher) start(svc *Service, h activation.Handoff) (Process, error
 	if err != nil {
 		return nil, err
 	}
+	x := &svc.Exec
+	if !slices.Equal(argv, x.Command) {
+		other := *x
+		other.Command, other.Argv0 = argv, ""
+		x = &other
+	}
 	p, err := l.spawner.Start(&process.Spec{
-		Exec: &svc.Exec, Identity: id, Env: env, PIDEnv: h.PIDEnv,
+		Exec: x, Identity: id, Env: env, PIDEnv: h.PIDEnv, Tree: tree.(*process.Tree),
 		FDs: h.FDs, First: h.First, Stdout: l.stdout, Stderr: l.stderr,
 	})
 	if err != nil {
@@ -108,5 +201,19 @@ func (l *execLauncher) start(svc *Service, h activation.Handoff) (Process, error
 	}
 	return p, nil
 }
+
+// lacksResources says whether a start failed for want of what will be there again: descriptors,
+// memory, processes.
+func lacksResources(err error) bool {
+	for _, errno := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN, unix.ENOBUFS} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// mainPID is what a stop command is told.
+func mainPID(pid int) string { return "MAINPID=" + strconv.Itoa(pid) }
 
 func closeConnection(c *connection) { _ = unix.Close(c.fd) } // close(2) releases it whatever it returns

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -24,6 +25,12 @@ type policy interface {
 type event interface{ event() }
 
 type (
+	// opened: the sockets that could not be opened before are open now.
+	opened struct{}
+	// openFailed: a socket cannot be opened yet, at the start or in answer to open.
+	openFailed struct{ err error }
+	// addressAppeared: the machine has got an address.
+	addressAppeared struct{}
 	// socketReady: something waits on a socket that was armed.
 	socketReady struct{ socket int }
 	// socketBroken: a socket was shut down and cannot be made to listen again.
@@ -31,49 +38,86 @@ type (
 	// launched: the process of this run was executed. queued are the identities of
 	// what waited on the sockets before, where launch asked for them.
 	launched struct{ queued []uint64 }
-	// launchFailed: there is no process.
-	launchFailed struct{ err error }
+	// launchFailed: there is no process. pause: for want of resources, which is not the service's fault.
+	launchFailed struct {
+		err   error
+		pause bool
+	}
 	// served: connections were accepted, and each has its process. err says why not
-	// more: nil where nobody waits any longer or the batch was full.
+	// more: nil where nobody waits any longer or the room was full.
 	served struct {
 		socket  int
 		started int
 		err     error
 		pause   bool // err is about the supervisor's resources, not about the service
+		held    bool // a connection was accepted and waits for its process
 	}
-	// exited: a process of the service ended. queued as in launched where that asked; else
-	// only whether anything waits counts. It holds unidentified where something waits that
-	// cannot be named.
+	// exited: a process that was started for the service ended. left: others of the service
+	// live. queued as in launched where that asked; else only whether anything waits
+	// counts. It holds unidentified where something waits that cannot be named.
 	exited struct {
 		status process.ExitStatus
 		queued []uint64
+		left   bool
 	}
+	// emptied: after an exited with left, the last process has ended. queued is what waits.
+	emptied struct{ queued []uint64 }
 	// looked: the answer to look, one Summary for each socket.
 	looked struct{ sums []activity.Summary }
-	// confirmed: the answer to confirm. The process is frozen unless err is set.
+	// confirmed: the answer to confirm. The service is frozen unless err is set.
 	confirmed struct {
 		sums []activity.Summary
 		err  error
 	}
+	// queueRead: the answer to readQueue: what waits, and the account at the same moment.
+	queueRead struct {
+		queued []uint64
+		sums   []activity.Summary
+	}
+	// frozen: the answer to freeze.
+	frozen struct{ err error }
+	// drained: the answer to drain.
+	drained struct{}
+	// commandEnded: the stop command has ended.
+	commandEnded struct{}
 	// deadlinePassed: the deadline may have come. It is harmless when it has not.
 	deadlinePassed struct{}
-	wakeRequested  struct{}
-	sleepRequested struct{}
+	// resourcesFreed: what a pause waits for may be there.
+	resourcesFreed   struct{}
+	wakeRequested    struct{}
+	sleepRequested   struct{}
+	restartRequested struct{}
+	freezeRequested  struct{}
+	thawRequested    struct{}
+	resetRequested   struct{}
 	// shutdownRequested: the supervisor goes down; now says to kill without waiting.
 	shutdownRequested struct{ now bool }
 )
 
+func (opened) event()            {}
+func (openFailed) event()        {}
+func (addressAppeared) event()   {}
 func (socketReady) event()       {}
 func (socketBroken) event()      {}
 func (launched) event()          {}
 func (launchFailed) event()      {}
 func (served) event()            {}
 func (exited) event()            {}
+func (emptied) event()           {}
 func (looked) event()            {}
 func (confirmed) event()         {}
+func (queueRead) event()         {}
+func (frozen) event()            {}
+func (drained) event()           {}
+func (commandEnded) event()      {}
 func (deadlinePassed) event()    {}
+func (resourcesFreed) event()    {}
 func (wakeRequested) event()     {}
 func (sleepRequested) event()    {}
+func (restartRequested) event()  {}
+func (freezeRequested) event()   {}
+func (thawRequested) event()     {}
+func (resetRequested) event()    {}
 func (shutdownRequested) event() {}
 
 // unidentified stands for what waits on a socket and has no identity that we know.
@@ -85,6 +129,8 @@ const unidentified = 1<<64 - 1
 type action interface{ action() }
 
 type (
+	// open the sockets that are not; opened or openFailed follows.
+	open struct{}
 	// arm all sockets of the service: the next traffic comes back as socketReady.
 	arm struct{}
 	// armOne socket.
@@ -93,16 +139,40 @@ type (
 	disarm struct{}
 	// launch the process; launched or launchFailed follows.
 	launch struct{ queue bool }
-	// serve accepts what waits on a socket and starts a process for each; served follows.
-	serve struct{ socket int }
+	// serve accepts what waits on a socket and starts a process for each, at most room; served
+	// follows. With refuse what waits above that is accepted and closed.
+	serve struct {
+		socket, room int
+		refuse       bool
+	}
+	// refuse what waits on a socket: connections are accepted and closed.
+	refuse struct{ socket int }
+	// drop the first datagram of each datagram socket.
+	drop struct{}
 	// look at the activity of all sockets; looked follows.
 	look struct{}
-	// confirm freezes the process and looks; confirmed follows.
+	// readQueue asks what waits; queueRead follows.
+	readQueue struct{}
+	// confirm parks new connections, freezes the service and looks; confirmed follows.
 	confirm struct{}
-	// thaw a frozen process.
+	// freeze the service; frozen follows.
+	freeze struct{}
+	// thaw a frozen service.
 	thaw struct{}
-	// signal all processes of the service, with their process groups.
-	signal struct{ signal syscall.Signal }
+	// drain parks new connections and waits a moment for the service to take those that
+	// came before; drained follows.
+	drain struct{}
+	// unpark gives the service's own queue what came since confirm or drain.
+	unpark struct{}
+	// command runs the stop command; commandEnded follows.
+	command struct{}
+	// signal the processes of the service.
+	signal struct {
+		signal syscall.Signal
+		whom   whom
+	}
+	// limited: what waits on a socket has to go on waiting, for a limit. It is to be counted.
+	limited struct{}
 	// report a change of state.
 	report struct {
 		from, to State
@@ -111,23 +181,42 @@ type (
 	}
 )
 
-func (arm) action()     {}
-func (armOne) action()  {}
-func (disarm) action()  {}
-func (launch) action()  {}
-func (serve) action()   {}
-func (look) action()    {}
-func (confirm) action() {}
-func (thaw) action()    {}
-func (signal) action()  {}
-func (report) action()  {}
+// whom says which processes get a signal.
+type whom uint8
 
-// The delays of Backoff, and how long a run must last for its end to count as
-// the first failure again.
 const (
-	minBackoff = time.Second
-	maxBackoff = time.Minute
-	goodRun    = time.Minute
+	everybody whom = iota // all processes of the service
+	started               // those that were started for it, not their descendants
+)
+
+func (open) action()      {}
+func (arm) action()       {}
+func (armOne) action()    {}
+func (disarm) action()    {}
+func (launch) action()    {}
+func (serve) action()     {}
+func (refuse) action()    {}
+func (drop) action()      {}
+func (look) action()      {}
+func (readQueue) action() {}
+func (confirm) action()   {}
+func (freeze) action()    {}
+func (thaw) action()      {}
+func (drain) action()     {}
+func (unpark) action()    {}
+func (command) action()   {}
+func (signal) action()    {}
+func (limited) action()   {}
+func (report) action()    {}
+
+const (
+	// goodRun is how long a run must last for its end to count as the first failure again.
+	goodRun = time.Minute
+	// The delays of a pause: nothing is wrong with the service.
+	minPause = 100 * time.Millisecond
+	maxPause = 5 * time.Second
+	// maxWait bounds every delay that grows and is not configured.
+	maxWait = time.Minute
 )
 
 // lifecycle is what both policies have in common.
@@ -136,9 +225,13 @@ type lifecycle struct {
 	reason   Reason
 	since    time.Time // when state was entered
 	deadline time.Time // the one timer; zero: none
-	failures int       // in a row
 	err      error     // of the last failure; nil once a run went well
 	busy     string    // what kept the service awake at the last look
+
+	failures int         // in a row
+	recent   []time.Time // failures within restart.interval, the oldest first
+	pauses   int         // in a row
+	unopened bool        // a socket could not be opened yet
 }
 
 func (l *lifecycle) life() *lifecycle { return l }
@@ -150,20 +243,138 @@ func (l *lifecycle) enter(now time.Time, to State, reason Reason, err error) act
 	return r
 }
 
-// fail enters Backoff. The delay doubles with each failure in a row.
-func (l *lifecycle) fail(now time.Time, reason Reason, err error) []action {
-	l.failures++
+// fail enters Backoff, or Failed when there were too many of them. The delay doubles
+// with each failure in a row.
+func (l *lifecycle) fail(now time.Time, spec *Restart, reason Reason, err error) []action {
 	l.err = fmt.Errorf("%s: %w", reason, err)
-	delay := maxBackoff
-	if n := l.failures - 1; n < 6 {
-		delay = min(minBackoff<<n, maxBackoff)
+	l.recent = slices.DeleteFunc(l.recent, func(t time.Time) bool { return now.Sub(t) >= spec.Interval })
+	if spec.Burst > 0 {
+		l.recent = append(l.recent, now)
+	}
+	if spec.Burst > 0 && len(l.recent) >= spec.Burst {
+		l.forgive()
+		acts := []action{l.enter(now, Failed, reason, err)}
+		if spec.FailedDelay > 0 {
+			l.deadline = now.Add(spec.FailedDelay)
+		}
+		if spec.OnFailure == Reject {
+			return append(acts, arm{})
+		}
+		return acts
 	}
 	a := l.enter(now, Backoff, reason, err)
-	l.deadline = now.Add(delay)
+	l.deadline = now.Add(growing(spec.Delay, spec.MaxDelay, l.failures))
+	l.failures++
 	return []action{a}
+}
+
+// forgive makes the next failure count as the first.
+func (l *lifecycle) forgive() { l.failures, l.recent = 0, nil }
+
+// pause enters Backoff for want of something that will be there again.
+func (l *lifecycle) pause(now time.Time, reason Reason, err error) action {
+	a := l.enter(now, Backoff, reason, err)
+	l.deadline = now.Add(growing(minPause, maxPause, l.pauses))
+	l.pauses++
+	return a
+}
+
+// cannotOpen waits for an address that is not to be had yet.
+func (l *lifecycle) cannotOpen(now time.Time, spec *Restart, err error) []action {
+	var acts []action
+	switch {
+	case l.state == Listening && l.reason == ReasonStarted:
+		acts = []action{l.enter(now, Backoff, ReasonUnopened, err), disarm{}}
+	case l.state != Backoff || !l.unopened:
+		return nil
+	}
+	l.unopened, l.err = true, err
+	l.deadline = now.Add(growing(spec.Delay, spec.MaxDelay, l.pauses))
+	l.pauses++
+	return acts
+}
+
+// tryOpen tries to open the sockets that are not.
+func (l *lifecycle) tryOpen() []action {
+	if l.state != Backoff || !l.unopened {
+		return nil
+	}
+	l.deadline = time.Time{}
+	return []action{open{}}
+}
+
+// open is told that all sockets are open.
+func (l *lifecycle) open(now time.Time) []action {
+	if l.state != Backoff || !l.unopened {
+		return nil
+	}
+	l.unopened, l.pauses, l.err = false, 0, nil
+	return []action{l.enter(now, Listening, ReasonOpened, nil), arm{}}
+}
+
+// growing doubles a delay n times, up to limit.
+func growing(delay, limit time.Duration, n int) time.Duration {
+	for ; n > 0 && delay < limit; n-- {
+		delay *= 2
+	}
+	return min(delay, limit)
 }
 
 // due says whether the deadline has come.
 func (l *lifecycle) due(now time.Time) bool {
 	return !l.deadline.IsZero() && !now.Before(l.deadline)
+}
+
+// wanted is what to do as soon as the present step is over.
+type wanted uint8
+
+const (
+	wantNothing wanted = iota
+	wantSleep
+	wantWake
+	wantRestart
+	wantFreeze
+	wantShutdown
+	wantShutdownNow
+)
+
+// clean says whether a process ended as one that was not told to may: by itself,
+// with status 0, or by a signal that asks a program to end (systemd.service(5),
+// Restart=).
+func clean(s process.ExitStatus) bool {
+	if s.Signal == 0 {
+		return s.Code == 0
+	}
+	return slices.Contains([]syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE}, s.Signal)
+}
+
+// A bucket enforces a Rate: it holds up to Count tokens, and gets Count more in each Per.
+// The zero value with the zero Rate never runs empty.
+type bucket struct {
+	tokens float64
+	at     time.Time // when tokens was right; zero: the bucket is full
+}
+
+// fill brings the bucket up to date and returns how many whole tokens it has; -1: any number.
+func (b *bucket) fill(now time.Time, r Rate) int {
+	if r.Count <= 0 {
+		return -1
+	}
+	full := float64(r.Count)
+	if b.at.IsZero() || now.Before(b.at) {
+		b.tokens = full
+	} else {
+		b.tokens = min(full, b.tokens+full*float64(now.Sub(b.at))/float64(r.Per))
+	}
+	b.at = now
+	return int(b.tokens + 1e-9) // a token that is due now may lack a rounding error
+}
+
+// take removes tokens that fill has found.
+func (b *bucket) take(n int) { b.tokens -= float64(n) }
+
+// next returns when an empty bucket has a token again.
+func (b *bucket) next(now time.Time, r Rate) time.Time {
+	lacks := max(0, 1-b.tokens)
+	return now.Add(time.Duration(lacks*float64(r.Per)/float64(r.Count)) + 1)
 }

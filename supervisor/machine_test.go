@@ -27,8 +27,10 @@ type world struct {
 	p       policy
 	svc     *Service
 	now     time.Time
-	live    int
+	live    int  // processes that were started
+	left    bool // others of the service live
 	frozen  bool
+	parked  bool
 	armed   []bool
 	pending []event // answers that are under way
 	quiet   bool    // the last answer to confirm said so
@@ -36,17 +38,58 @@ type world struct {
 	trace   []any // events and actions, for the report of a failure
 }
 
-func newWorld(tb testing.TB, accept bool) *world {
+// setting chooses among the services that a world can have.
+type setting uint8
+
+const (
+	settingAccept   setting = 1 << iota
+	settingMixed            // kill_mode
+	settingProcess          // the same; it wins
+	settingCommand          // stop.command
+	settingReject           // on_failure
+	settingUnopened         // the address is not there at the start
+	settingLimits           // rates and a limit of connections
+	settingLinger           // final_signal is not SIGKILL
+)
+
+func newWorld(tb testing.TB, set setting) *world {
 	tb.Helper()
 	svc := &Service{
-		Name: "s", Accept: accept, Sockets: make([]activation.Spec, 2),
-		Idle: Idle{StopAfter: 10 * time.Second}, Stop: Stop{Signal: syscall.SIGTERM, Timeout: 5 * time.Second},
+		Name: "s", Accept: set&settingAccept != 0, Sockets: make([]activation.Spec, 2),
+		Idle:    Idle{StopAfter: 10 * time.Second},
+		Stop:    Stop{Signal: syscall.SIGTERM, FinalSignal: syscall.SIGKILL, Timeout: 5 * time.Second},
+		Start:   Start{Timeout: 4 * time.Second},
+		Restart: Restart{Delay: time.Second, MaxDelay: 4 * time.Second, Burst: 2, Interval: time.Hour, FailedDelay: time.Minute},
+	}
+	switch {
+	case set&settingProcess != 0:
+		svc.Stop.KillMode = KillProcess
+	case set&settingMixed != 0:
+		svc.Stop.KillMode = KillMixed
+	}
+	if set&settingCommand != 0 && !svc.Accept {
+		svc.Stop.Command = []string{"/bin/true"}
+	}
+	if set&settingReject != 0 {
+		svc.Restart.OnFailure = Reject
+	}
+	if set&settingLimits != 0 {
+		svc.Limits.WakeRate = Rate{1, 3 * time.Second}
+		if svc.Accept {
+			svc.Limits = Limits{AcceptRate: Rate{2, 3 * time.Second}, MaxConnections: 2, Overflow: OverflowQueue}
+		}
+	}
+	if set&settingLinger != 0 {
+		svc.Stop.FinalSignal = syscall.SIGQUIT
 	}
 	w := &world{t: tb, svc: svc, now: time.Unix(1000, 0), armed: []bool{true, true}, seen: map[string]bool{}}
-	if accept {
+	if svc.Accept {
 		w.p = newPerConnection(svc, w.now)
 	} else {
 		w.p = newSolo(svc, w.now)
+	}
+	if set&settingUnopened != 0 {
+		w.tell(openFailed{errors.New("no such address")})
 	}
 	return w
 }
@@ -59,38 +102,17 @@ func (w *world) tell(ev event) {
 	at := before
 	for _, a := range w.p.step(w.now, ev) {
 		w.trace = append(w.trace, a)
-		switch a := a.(type) {
-		case report:
-			if a.from != at {
-				w.fatalf("reported a change from %s in state %s", a.from, at)
+		if r, ok := a.(report); ok {
+			if r.from != at {
+				w.fatalf("reported a change from %s in state %s", r.from, at)
 			}
-			at = a.to
-			w.seen[a.from.String()+" -> "+a.to.String()+" ("+string(a.reason)+")"] = true
-			if !w.svc.Accept && a.to == Stopping && a.reason == ReasonIdle && !w.quiet {
+			at = r.to
+			w.seen[r.from.String()+" -> "+r.to.String()+" ("+string(r.reason)+")"] = true
+			if !w.svc.Accept && r.to == Stopping && r.reason == ReasonIdle && !w.quiet {
 				w.fatalf("stopped for idleness without a quiet look")
 			}
-		case arm:
-			w.armed[0], w.armed[1] = true, true
-		case armOne:
-			w.armed[a.socket] = true
-		case disarm:
-			w.armed[0], w.armed[1] = false, false
-		case launch:
-			if w.live > 0 || slices.ContainsFunc(w.pending, isLaunch) {
-				w.fatalf("a second process")
-			}
-			w.pending = append(w.pending, launched{})
-		case serve:
-			w.pending = append(w.pending, served{socket: a.socket, started: 1})
-		case look:
-			w.pending = append(w.pending, looked{})
-		case confirm:
-			w.pending = append(w.pending, confirmed{})
-			w.frozen, w.quiet = w.live > 0, false
-		case thaw:
-			w.frozen = false
-		case signal:
 		}
+		w.do(a)
 	}
 	if at != w.p.life().state {
 		w.fatalf("state %s was not reported, only %s", w.p.life().state, at)
@@ -98,7 +120,66 @@ func (w *world) tell(ev event) {
 	w.check()
 }
 
+func (w *world) do(a action) {
+	w.t.Helper()
+	switch a := a.(type) {
+	case open:
+		w.pending = append(w.pending, opened{})
+	case arm:
+		w.armed[0], w.armed[1] = true, true
+	case armOne:
+		w.armed[a.socket] = true
+	case disarm:
+		w.armed[0], w.armed[1] = false, false
+	case launch:
+		if w.live > 0 || w.left && w.svc.Stop.KillMode != KillProcess || slices.ContainsFunc(w.pending, isLaunch) {
+			w.fatalf("a second process")
+		}
+		if w.parked {
+			w.fatalf("a start while new connections are parked")
+		}
+		w.pending = append(w.pending, launched{})
+	case serve:
+		if a.room == 0 && !a.refuse {
+			w.fatalf("nothing to serve")
+		}
+		w.pending = append(w.pending, served{socket: a.socket, started: a.room})
+	case refuse:
+		if w.p.life().state != Failed {
+			w.fatalf("refused in %s", w.p.life().state)
+		}
+		w.armed[a.socket] = true
+	case look:
+		w.pending = append(w.pending, looked{})
+	case readQueue:
+		w.pending = append(w.pending, queueRead{})
+	case confirm:
+		w.pending = append(w.pending, confirmed{})
+		w.parked, w.quiet = true, false
+		w.frozen = w.alive()
+	case freeze:
+		w.pending = append(w.pending, frozen{})
+		w.frozen = w.alive()
+	case drain:
+		w.pending = append(w.pending, drained{})
+		w.parked = true
+	case unpark:
+		w.parked = false
+	case command:
+		w.pending = append(w.pending, commandEnded{})
+	case thaw:
+		w.frozen = false
+	case signal, drop, limited, report:
+	}
+}
+
+func (w *world) alive() bool { return w.live > 0 || w.left }
+
 func isLaunch(ev event) bool { _, ok := ev.(launched); return ok }
+
+func has[T event](w *world) bool {
+	return slices.ContainsFunc(w.pending, func(ev event) bool { _, ok := ev.(T); return ok })
+}
 
 func (w *world) fatalf(format string, args ...any) {
 	w.t.Helper()
@@ -112,41 +193,63 @@ func (w *world) fatalf(format string, args ...any) {
 func (w *world) check() {
 	w.t.Helper()
 	l := w.p.life()
+	m, solo := w.p.(*solo)
+	freezing := solo && m.freezing
+	mayArm := l.state == Listening || w.svc.Accept && l.state == Running || l.state == Frozen && !freezing ||
+		l.state == Failed && w.svc.Restart.OnFailure == Reject
 	switch l.state {
-	case Stopping, Backoff:
+	case Backoff:
+		if l.deadline.IsZero() && !has[opened](w) {
+			w.fatalf("no deadline in %s", l.state)
+		}
+	case Stopping, Killing, Failed:
 		if l.deadline.IsZero() {
 			w.fatalf("no deadline in %s", l.state)
 		}
-	case Listening, Stopped, Starting, Confirming, Killing:
+	case Stopped, Confirming, Frozen:
 		if !l.deadline.IsZero() {
 			w.fatalf("a deadline in %s", l.state)
 		}
+	case Listening:
+		if !l.deadline.IsZero() && solo {
+			w.fatalf("a deadline in %s", l.state)
+		}
 	case Running:
-		looks := slices.ContainsFunc(w.pending, func(ev event) bool { _, ok := ev.(looked); return ok })
-		if !w.svc.Accept && l.deadline.IsZero() && !looks {
+		if solo && l.deadline.IsZero() && !has[looked](w) {
 			w.fatalf("running without a deadline")
 		}
+	case Starting:
 	}
-	anyArmed := w.armed[0] || w.armed[1]
-	mayArm := l.state == Listening || w.svc.Accept && l.state == Running
-	if anyArmed && !mayArm {
+	if (w.armed[0] || w.armed[1]) && !mayArm {
 		w.fatalf("armed in %s", l.state)
 	}
-	if l.state == Listening && !w.svc.Accept && (!w.armed[0] || !w.armed[1]) {
-		w.fatalf("listening with a disarmed socket")
+	if mayArm && solo && (!w.armed[0] || !w.armed[1]) && l.state != Failed && (l.state != Frozen || w.alive()) {
+		w.fatalf("%s with a disarmed socket", l.state)
 	}
-	if w.frozen && l.state != Confirming && l.state != Killing {
+	if w.frozen && l.state != Confirming && l.state != Frozen && l.state != Killing {
 		w.fatalf("left frozen in %s", l.state)
 	}
-	if l.state == Stopped && (w.live > 0 || len(w.pending) > 0 && w.svc.Accept) {
+	if w.parked && l.state != Confirming && l.state != Stopping && l.state != Killing {
+		w.fatalf("left parked in %s", l.state)
+	}
+	if w.left && w.live == 0 && solo && w.svc.Stop.KillMode != KillProcess && (l.state == Listening || l.state == Backoff || l.state == Failed || l.state == Stopped) {
+		w.fatalf("processes left in %s", l.state)
+	}
+	if l.state == Stopped && (w.live > 0 || has[served](w)) {
 		w.fatalf("stopped with something left")
 	}
+	if c, ok := w.p.(*perConnection); ok && w.svc.Limits.MaxConnections > 0 && c.live > w.svc.Limits.MaxConnections {
+		w.fatalf("%d connections", c.live)
+	}
 }
+
+// kinds is how many kinds of things act knows.
+const kinds = 14
 
 // act makes one of the things happen that can happen now; b chooses.
 func (w *world) act(b byte) {
 	w.t.Helper()
-	kind, detail := b%12, int(b/12)
+	kind, detail := b%kinds, int(b/kinds)
 	switch kind {
 	case 0, 1:
 		if s := int(kind); w.armed[s] {
@@ -158,22 +261,15 @@ func (w *world) act(b byte) {
 			}
 		}
 	case 2, 3, 4: // an answer arrives, well or badly
-		if len(w.pending) == 0 {
+		n := int(kind - 2)
+		if n >= len(w.pending) {
 			return
 		}
-		ev := w.pending[0]
-		w.pending = w.pending[1:]
+		ev := w.pending[n]
+		w.pending = slices.Delete(w.pending, n, n+1)
 		w.tell(w.answer(ev, detail))
 	case 5:
-		if w.live == 0 || slices.ContainsFunc(w.pending, isLaunch) {
-			return
-		}
-		w.live--
-		if w.live == 0 {
-			w.frozen = false
-		}
-		status := [...]process.ExitStatus{{}, {Code: 1}, {Signal: syscall.SIGTERM}, {Signal: syscall.SIGSEGV}}[detail%4]
-		w.tell(exited{status, [...][]uint64{nil, {1}, {1, 2}}[detail%3]})
+		w.exit(detail)
 	case 6:
 		if d := w.p.life().deadline; !d.IsZero() && w.now.Before(d) {
 			w.now = d
@@ -183,19 +279,64 @@ func (w *world) act(b byte) {
 		w.now = w.now.Add(time.Duration(detail) * time.Second)
 		w.tell(deadlinePassed{})
 	case 8:
-		if !w.svc.Accept {
-			w.tell(wakeRequested{})
-		}
+		w.request(detail)
 	case 9:
 		w.tell(sleepRequested{})
 	case 10:
-		if detail > 16 {
+		if detail > 14 {
 			w.tell(shutdownRequested{})
 		}
 	case 11:
-		if detail > 18 {
+		if detail > 16 {
 			w.tell(shutdownRequested{now: true})
 		}
+	case 12:
+		if w.left && w.live == 0 {
+			w.left, w.frozen = false, false
+			if w.svc.Stop.KillMode != KillProcess {
+				w.tell(emptied{[...][]uint64{nil, {1}, {1, 2}}[detail%3]})
+			}
+		}
+	case 13:
+		if detail%2 == 0 {
+			w.tell(addressAppeared{})
+		} else {
+			w.tell(resourcesFreed{})
+		}
+	}
+}
+
+// exit ends a process.
+func (w *world) exit(detail int) {
+	w.t.Helper()
+	if w.live == 0 || slices.ContainsFunc(w.pending, isLaunch) {
+		return
+	}
+	w.live--
+	if w.live == 0 {
+		w.left = w.left || detail >= 3 && detail < 6
+		w.frozen = w.frozen && w.left
+	}
+	status := [...]process.ExitStatus{{}, {Code: 1}, {Signal: syscall.SIGTERM}, {Signal: syscall.SIGSEGV}}[detail%4]
+	w.tell(exited{status, [...][]uint64{nil, {1}, {1, 2}}[detail%3], w.left && w.live == 0})
+}
+
+func (w *world) request(detail int) {
+	w.t.Helper()
+	if w.svc.Accept && detail%5 < 3 {
+		return // refused before it comes to the policy
+	}
+	switch detail % 5 {
+	case 0:
+		w.tell(wakeRequested{})
+	case 1:
+		w.tell(freezeRequested{})
+	case 2:
+		w.tell(thawRequested{})
+	case 3:
+		w.tell(restartRequested{})
+	case 4:
+		w.tell(resetRequested{})
 	}
 }
 
@@ -213,30 +354,45 @@ func (w *world) answer(ev event, detail int) event {
 	}
 	sums := []activity.Summary{sum, {Known: true, Exact: true}}
 	switch ev := ev.(type) {
+	case opened:
+		if bad {
+			return openFailed{errors.New("no such address")}
+		}
+		return opened{}
 	case launched:
 		if bad {
-			return launchFailed{errors.New("no")}
+			return launchFailed{errors.New("no"), detail%2 == 0}
 		}
 		w.live++
 		return launched{[]uint64{1}}
 	case served:
-		if bad {
-			ev.started, ev.err, ev.pause = 0, errors.New("no"), detail%2 == 0
+		if ev.started = min(ev.started, 1+detail%2); bad {
+			ev.started, ev.err, ev.pause, ev.held = 0, errors.New("no"), detail%2 == 0, true
 		}
 		w.live += ev.started
 		return ev
 	case looked:
 		return looked{sums}
+	case queueRead:
+		return queueRead{[...][]uint64{nil, {1}, {1, 2}}[detail%3], sums}
+	case frozen:
+		if bad {
+			w.frozen = false
+			return frozen{errors.New("cannot freeze")}
+		}
+		w.frozen = w.alive()
+		return ev
 	case confirmed:
 		if bad {
 			w.frozen = false
 			return confirmed{err: errors.New("cannot freeze")}
 		}
+		w.frozen = w.alive()
 		w.quiet = sum.Known && sum.Open == 0 && sum.Queued == 0
 		return confirmed{sums: sums}
-	case socketReady, socketBroken, launchFailed, exited, deadlinePassed, wakeRequested, sleepRequested, shutdownRequested:
+	default:
+		return ev
 	}
-	return ev
 }
 
 // finish ends the service from wherever it is.
@@ -249,19 +405,22 @@ func (w *world) finish() {
 		}
 		w.act(2)
 		w.act(5)
+		w.act(12)
 	}
 	w.fatalf("does not come to an end")
 }
 
 func FuzzPolicy(f *testing.F) {
-	f.Add(false, []byte{0, 2, 6, 2, 2, 5})
-	f.Add(false, []byte{0, 26, 6, 0, 2, 6, 2, 38, 5})
-	f.Add(true, []byte{0, 2, 1, 2, 5, 5, 9, 26, 6})
-	f.Fuzz(func(t *testing.T, accept bool, script []byte) {
+	f.Add(byte(0), []byte{0, 2, 6, 2, 2, 5})
+	f.Add(byte(0), []byte{0, 30, 6, 0, 2, 6, 2, 38, 5})
+	f.Add(byte(settingAccept|settingLimits), []byte{0, 2, 1, 2, 5, 5, 9, 30, 6})
+	f.Add(byte(settingMixed|settingCommand), []byte{0, 2, 9, 2, 2, 47, 12})
+	f.Add(byte(settingUnopened|settingReject), []byte{6, 30, 13, 2, 0, 30, 6, 0, 30})
+	f.Fuzz(func(t *testing.T, set byte, script []byte) {
 		if len(script) > 300 {
 			return
 		}
-		w := newWorld(t, accept)
+		w := newWorld(t, setting(set))
 		for _, b := range script {
 			w.act(b)
 		}
@@ -274,9 +433,11 @@ func FuzzPolicy(f *testing.F) {
 func TestDiagram(t *testing.T) {
 	t.Parallel()
 	want := readDiagram(t)
-	for i, accept := range []bool{false, true} {
+	for i, accept := range []setting{0, settingAccept} {
 		got := map[string]bool{}
-		explore(t, accept, got)
+		for _, set := range []setting{0, settingMixed | settingCommand | settingReject, settingProcess | settingLinger | settingUnopened, settingLimits} {
+			explore(t, set|accept, got)
+		}
 		if diff := cmp.Diff(slices.Sorted(maps.Keys(want[i])), slices.Sorted(maps.Keys(got))); diff != "" {
 			t.Errorf("accept = %v: doc.go and the policy differ (-doc +policy):\n%s", accept, diff)
 		}
@@ -284,36 +445,83 @@ func TestDiagram(t *testing.T) {
 }
 
 // explore walks breadth first over all scripts, going on from each new situation once.
-func explore(t *testing.T, accept bool, got map[string]bool) {
+func explore(t *testing.T, set setting, got map[string]bool) {
 	t.Helper()
 	situations := map[string]bool{}
-	next := [][]byte{{}}
+	next := []*world{newWorld(t, set)}
+	maps.Copy(got, next[0].seen)
 	for depth := 0; depth < 20 && len(next) > 0; depth++ {
-		var scripts [][]byte
-		for _, script := range next {
-			for b := range 12 * 20 {
-				if detail := b / 12; detail > 6 && detail < 19 {
-					continue // act makes nothing new of these
+		var found []*world
+		for _, from := range next {
+			for b := range kinds * 18 {
+				if !from.may(b%kinds, b/kinds) {
+					continue
 				}
-				w := newWorld(t, accept)
-				for _, c := range script {
-					w.act(c)
-				}
+				w := from.clone()
 				w.act(byte(b))
 				maps.Copy(got, w.seen)
-				l := w.p.life()
-				key := fmt.Sprint(l.state, l.reason, w.live, w.armed, len(w.pending))
-				if m, ok := w.p.(*solo); ok {
-					key += fmt.Sprint(m.wanted, m.looking, w.now.Sub(m.idle.since) >= m.spec.Idle.StopAfter, min(m.stuck.inRow, 3), m.stuck.bracket)
-				}
-				if !situations[key] {
+				if key := w.situation(); !situations[key] {
 					situations[key] = true
-					scripts = append(scripts, append(slices.Clone(script), byte(b)))
+					found = append(found, w)
 				}
 			}
 		}
-		next = scripts
+		next = found
 	}
+}
+
+// may says whether act can make something of this that it makes of nothing else.
+func (w *world) may(kind, detail int) bool {
+	switch kind {
+	case 0, 1:
+		return w.armed[kind] && (detail == 0 || detail == 6)
+	case 2, 3, 4:
+		return kind-2 < len(w.pending) && detail <= 6
+	case 5:
+		return w.live > 0 && detail <= 6
+	case 7:
+		return detail <= 6
+	case 8:
+		return detail < 5
+	case 10, 11:
+		return detail == 17
+	case 12:
+		return w.left && w.live == 0 && detail < 3
+	case 13:
+		return detail < 2
+	}
+	return detail == 0
+}
+
+// clone returns a world that goes its own way from here.
+func (w *world) clone() *world {
+	c := *w
+	c.armed, c.pending, c.trace = slices.Clone(w.armed), slices.Clone(w.pending), slices.Clone(w.trace)
+	c.seen = map[string]bool{}
+	switch m := w.p.(type) {
+	case *solo:
+		p := *m
+		p.recent = slices.Clone(m.recent)
+		c.p = &p
+	case *perConnection:
+		p := *m
+		p.recent, p.sockets = slices.Clone(m.recent), slices.Clone(m.sockets)
+		c.p = &p
+	}
+	return &c
+}
+
+// situation is what a policy's next steps depend on, roughly.
+func (w *world) situation() string {
+	l := w.p.life()
+	key := fmt.Sprint(l.state, l.reason == ReasonResources, min(w.live, 2), w.left, w.armed[0] || w.armed[1], min(len(w.pending), 2), l.unopened, len(l.recent))
+	switch m := w.p.(type) {
+	case *solo:
+		key += fmt.Sprint(m.wanted, m.freezing, m.ending, m.failing != nil, m.take.before != nil, m.stuck.inRow >= firstBracket, w.now.Sub(m.idle.since) >= m.spec.Idle.StopAfter)
+	case *perConnection:
+		key += fmt.Sprint(m.wanted, m.sockets[0].serving, m.sockets[0].held, m.sockets[0].waits, m.left)
+	}
+	return key
 }
 
 // readDiagram returns the transitions of the two tables in doc.go.
@@ -341,30 +549,45 @@ func readDiagram(t *testing.T) (tables [2]map[string]bool) {
 func TestEveryEventInEveryState(t *testing.T) {
 	t.Parallel()
 	events := []event{
+		opened{},
+		openFailed{errors.New("no")},
+		addressAppeared{},
 		socketReady{},
+		socketBroken{errors.New("no")},
 		launched{},
-		launchFailed{errors.New("no")},
+		launchFailed{errors.New("no"), false},
+		launchFailed{errors.New("no"), true},
 		served{},
 		exited{},
+		exited{left: true},
+		emptied{},
 		looked{make([]activity.Summary, 2)},
+		queueRead{},
 		confirmed{sums: make([]activity.Summary, 2)},
+		frozen{},
+		drained{},
+		commandEnded{},
 		deadlinePassed{},
+		resourcesFreed{},
 		wakeRequested{},
 		sleepRequested{},
+		restartRequested{},
+		freezeRequested{},
+		thawRequested{},
+		resetRequested{},
 		shutdownRequested{},
 		shutdownRequested{now: true},
 	}
-	now := time.Unix(1000, 0)
 	for state := Listening; state <= Stopped; state++ {
 		for _, ev := range events {
-			for _, accept := range []bool{false, true} {
-				w := newWorld(t, accept)
-				l := w.p.life()
+			for set := range settingLinger { // all but the last, which changes nothing here
+				p := newWorld(t, set).p
+				l := p.life()
 				l.state = state
-				if c, ok := w.p.(*perConnection); ok {
-					c.live, c.serving[0] = 1, true
+				if c, ok := p.(*perConnection); ok {
+					c.live, c.sockets[0].serving = 1, true
 				}
-				for _, a := range w.p.step(now, ev) {
+				for _, a := range p.step(time.Unix(1000, 0), ev) {
 					if r, ok := a.(report); ok && r.to == Stopped && r.reason != ReasonShutdown {
 						t.Errorf("%s, %T: stopped for %s", state, ev, r.reason)
 					}

@@ -4,27 +4,34 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"time"
 
 	"hibergate/activation"
 )
 
-// openAll opens the sockets of all services, or none of them.
-func openAll(services []*Service, opts Options) (opened [][]*activation.Socket, err error) {
+// listeners are the sockets of one service, open or not.
+type listeners struct {
+	sockets []*activation.Socket
+	errs    []error // by socket: why it is not open yet
+}
+
+// openAll opens the sockets of all services. What may be there later is left to be opened then; with
+// any other failure none is left open.
+func openAll(services []*Service, opts Options) (opened []listeners, err error) {
 	var failed []error
 	for _, svc := range services {
-		var sockets []*activation.Socket
+		var l listeners
 		for _, spec := range svc.Sockets {
 			sock, err := openOne(spec, opts.Inherited)
-			if err != nil {
+			if err != nil && !activation.MayOpenLater(err) {
 				failed = append(failed, fmt.Errorf("service %q: %w", svc.Name, err))
 				continue
 			}
-			for _, w := range sock.Warnings() {
-				opts.Logger.Warn("socket option not set", slog.String("service", svc.Name), slog.Any("err", w))
-			}
-			sockets = append(sockets, sock)
+			warnAbout(opts.Logger, svc, sock)
+			l.sockets, l.errs = append(l.sockets, sock), append(l.errs, err)
 		}
-		opened = append(opened, sockets)
+		opened = append(opened, l)
 	}
 	if failed != nil {
 		return nil, errors.Join(append(failed, closeAll(opened))...)
@@ -32,21 +39,117 @@ func openAll(services []*Service, opts Options) (opened [][]*activation.Socket, 
 	return opened, nil
 }
 
+// openOne returns a socket that is open, or one that is not and an error.
 func openOne(spec activation.Spec, inherited *activation.Inherited) (*activation.Socket, error) {
 	if inherited != nil {
-		if sock, ok, err := inherited.Take(spec); ok || err != nil {
-			return sock, err
+		sock, ok, err := inherited.Take(spec)
+		if err != nil {
+			return activation.Prepare(spec), err
+		}
+		if ok {
+			return sock, nil
 		}
 	}
-	return activation.Open(spec)
+	sock := activation.Prepare(spec)
+	return sock, sock.Open()
 }
 
-func closeAll(opened [][]*activation.Socket) error {
+func warnAbout(logger *slog.Logger, svc *Service, sock *activation.Socket) {
+	for _, w := range sock.Warnings() {
+		logger.Warn("socket option not set", slog.String("service", svc.Name), slog.Any("err", w))
+	}
+}
+
+func closeAll(opened []listeners) error {
 	var errs []error
-	for _, sockets := range opened {
-		for _, sock := range sockets {
+	for _, l := range opened {
+		for _, sock := range l.sockets {
 			errs = append(errs, sock.Close())
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// open tries to open those sockets of a unit that are not.
+func (s *Supervisor) open(u *unit) {
+	var fresh []int
+	var failed error
+	for i := range u.ports {
+		p := &u.ports[i]
+		if p.sock.FD() >= 0 {
+			continue
+		}
+		if p.failed = p.sock.Open(); p.failed != nil {
+			failed = p.failed
+			continue
+		}
+		fresh = append(fresh, i)
+		s.log.Info("socket opened", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()))
+		warnAbout(s.log, u.spec, p.sock)
+	}
+	s.goDo(func() message {
+		for _, i := range fresh {
+			s.looker.Add(u.watched(i))
+		}
+		return func(now time.Time) {
+			if failed != nil {
+				s.step(now, u, openFailed{failed})
+				return
+			}
+			s.step(now, u, opened{})
+			s.stopWaiting()
+		}
+	}, nil)
+}
+
+// waitForAddresses has the unit hear of new addresses of the machine.
+func (s *Supervisor) waitForAddresses(u *unit) {
+	if s.waitsFor != nil {
+		return
+	}
+	watch, err := activation.NewAddressWatch()
+	if err == nil {
+		if err = s.watcher.Arm(watch.FD(), addressToken); err != nil {
+			err = errors.Join(err, watch.Close())
+		}
+	}
+	if err != nil {
+		s.log.Warn("new addresses are not heard of", slog.Any("err", err)) // the backoff tries all the same
+		return
+	}
+	s.waitsFor = watch
+	// It may have come since it was tried.
+	s.post(func(now time.Time) { s.step(now, u, addressAppeared{}) })
+}
+
+// addressAppeared is told that something about the addresses of the machine has changed.
+func (s *Supervisor) addressAppeared(now time.Time) {
+	if s.waitsFor == nil {
+		return
+	}
+	changed, err := s.waitsFor.Drain()
+	if err == nil {
+		err = s.watcher.Arm(s.waitsFor.FD(), addressToken)
+	}
+	if err != nil {
+		s.log.Warn("new addresses are not heard of", slog.Any("err", err))
+	}
+	if changed {
+		for _, u := range s.units {
+			if u.policy.life().unopened {
+				s.step(now, u, addressAppeared{})
+			}
+		}
+	}
+}
+
+// stopWaiting gives up the AddressWatch when every socket is open.
+func (s *Supervisor) stopWaiting() {
+	if s.waitsFor == nil || slices.ContainsFunc(s.units, func(u *unit) bool { return u.policy.life().unopened }) {
+		return
+	}
+	if err := errors.Join(s.watcher.Remove(s.waitsFor.FD()), s.waitsFor.Close()); err != nil {
+		s.log.Warn("address watch not closed", slog.Any("err", err))
+	}
+	s.waitsFor = nil
 }

@@ -52,26 +52,91 @@ func (s *Supervisor) KillNow() {
 	}
 }
 
-// Wake starts the process of a service if none runs, and returns once it runs
+// request is what somebody may ask of a service.
+type request uint8
+
+const (
+	requestWake request = iota
+	requestSleep
+	requestRestart
+	requestFreeze
+	requestThaw
+	requestReset
+)
+
+func (r request) event() event {
+	switch r {
+	case requestWake:
+		return wakeRequested{}
+	case requestSleep:
+		return sleepRequested{}
+	case requestRestart:
+		return restartRequested{}
+	case requestFreeze:
+		return freezeRequested{}
+	case requestThaw:
+		return thawRequested{}
+	case requestReset:
+		return resetRequested{}
+	}
+	panic("supervisor: unknown request")
+}
+
+// Wake starts the process of a service if none runs, thaws it if it is frozen, and returns once it runs
 // or the start has failed.
 func (s *Supervisor) Wake(ctx context.Context, name string) (Status, error) {
-	status, err := s.request(ctx, name, false)
-	if err == nil && status.State == Backoff.String() {
-		err = fmt.Errorf("wake service %q: %s", name, status.Error)
-	}
-	return status, err
+	status, err := s.request(ctx, name, requestWake)
+	return status, failedTo("wake", status, err)
 }
 
 // Sleep stops the processes of a service, busy or not, and returns once they
 // have ended. The sockets stay open: the next traffic starts it again.
 func (s *Supervisor) Sleep(ctx context.Context, name string) (Status, error) {
-	return s.request(ctx, name, true)
+	return s.request(ctx, name, requestSleep)
 }
 
-func (s *Supervisor) request(ctx context.Context, name string, sleep bool) (Status, error) {
+// Restart stops the processes of a service and starts it again, and returns once it runs. It
+// does nothing to a service that sleeps: its next traffic starts it anyway.
+func (s *Supervisor) Restart(ctx context.Context, name string) (Status, error) {
+	status, err := s.request(ctx, name, requestRestart)
+	return status, failedTo("restart", status, err)
+}
+
+// failedTo makes an error of a status that tells of one.
+func failedTo(what string, status Status, err error) error {
+	if err == nil && (status.State == Backoff.String() || status.State == Failed.String()) {
+		return fmt.Errorf("%s service %q: %s", what, status.Name, status.Error)
+	}
+	return err
+}
+
+// Freeze stops the processes of a service in memory, and returns once they stand still. The next
+// traffic on its sockets, Wake or Thaw lets them run on. The error is [ErrNotRunning] where there is nothing to freeze.
+func (s *Supervisor) Freeze(ctx context.Context, name string) (Status, error) {
+	status, err := s.request(ctx, name, requestFreeze)
+	switch {
+	case err != nil, status.State == Frozen.String(), status.Reason == string(ReasonTraffic): // or thawed again already
+		return status, err
+	case status.State == Running.String():
+		return status, fmt.Errorf("freeze service %q: it %s", name, status.Reason)
+	}
+	return status, fmt.Errorf("freeze service %q: %w: %s", name, ErrNotRunning, status.State)
+}
+
+// Thaw lets a frozen service run on. It does nothing to one that is not frozen.
+func (s *Supervisor) Thaw(ctx context.Context, name string) (Status, error) {
+	return s.request(ctx, name, requestThaw)
+}
+
+// Reset forgets the failures of a service. One that was given up, or waits for its next try, listens again.
+func (s *Supervisor) Reset(ctx context.Context, name string) (Status, error) {
+	return s.request(ctx, name, requestReset)
+}
+
+func (s *Supervisor) request(ctx context.Context, name string, what request) (Status, error) {
 	var status Status
 	var failed error
-	w := waiter{sleep: sleep, done: make(chan struct{})}
+	w := waiter{wants: what, done: make(chan struct{})}
 	err := s.ask(func() {
 		u := s.byName[name]
 		switch {
@@ -81,16 +146,12 @@ func (s *Supervisor) request(ctx context.Context, name string, sleep bool) (Stat
 		case s.stopping:
 			failed = ErrShuttingDown
 			return
-		case !sleep && u.spec.Accept:
+		case u.spec.Accept && (what == requestWake || what == requestFreeze || what == requestThaw):
 			failed = fmt.Errorf("service %q: %w", name, ErrPerConnection)
 			return
 		}
-		var ev event = wakeRequested{}
-		if sleep {
-			ev = sleepRequested{}
-		}
 		w.run = u.run
-		s.step(time.Now(), u, ev)
+		s.step(time.Now(), u, what.event())
 		if u.settled(w) {
 			close(w.done)
 		} else {
@@ -124,7 +185,7 @@ func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Sta
 	err := s.ask(func() {
 		for _, u := range s.units {
 			if name == "" || u.spec.Name == name {
-				all = append(all, u.status())
+				all = append(all, s.status(u))
 				targets = append(targets, u.target())
 			}
 		}
@@ -137,11 +198,20 @@ func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Sta
 	}
 	for i, sums := range s.look(ctx, targets...) {
 		keys := targets[i].unit.keys()
+		pids := all[i].PIDs
+		if headless := pids == nil && targets[i].live; flows || headless {
+			if every, err := targets[i].unit.tree.PIDs(); err == nil {
+				pids = every
+			}
+			if headless {
+				all[i].PIDs = pids
+			}
+		}
 		for j := range all[i].Sockets {
 			sock := &all[i].Sockets[j]
 			sock.account(sums[j])
 			if flows {
-				sock.Flows, sock.FlowsWhy = s.looker.Flows(ctx, keys[j], all[i].PIDs)
+				sock.Flows, sock.FlowsWhy = s.looker.Flows(ctx, keys[j], pids)
 			}
 		}
 	}
@@ -149,17 +219,29 @@ func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Sta
 }
 
 // status copies what the loop knows of a unit.
-func (u *unit) status() Status {
+func (s *Supervisor) status(u *unit) Status {
 	life := u.policy.life()
 	st := Status{
 		Name: u.spec.Name, State: life.state.String(), Reason: string(life.reason), Since: life.since,
 		Handoff: u.spec.Handoff.String(), Accept: u.spec.Accept,
 		Starts: u.starts, Failures: u.fails,
-		Idle:    IdleStatus{When: u.spec.Idle.When.String()},
-		Sockets: make([]SocketStatus, len(u.ports)),
+		Idle:     IdleStatus{When: u.spec.Idle.When.String()},
+		Sockets:  make([]SocketStatus, len(u.ports)),
+		Tracking: s.launcher.Tracking(),
+		Refused:  u.refused,
 	}
 	if life.err != nil {
 		st.Error = life.err.Error()
+	}
+	if u.parks() {
+		st.Parking = "on"
+		if why := s.noParking + u.noPark; why != "" {
+			st.Parking = "off: " + why
+		}
+	}
+	if !life.deadline.IsZero() && (life.state == Backoff || life.state == Failed) {
+		at := life.deadline
+		st.RetryAt = &at
 	}
 	for _, p := range u.procs {
 		st.PIDs = append(st.PIDs, p.PID())
@@ -167,14 +249,18 @@ func (u *unit) status() Status {
 	if after := u.spec.Idle.StopAfter; after > 0 {
 		st.Idle.StopAfter = after.String()
 		st.Idle.Busy = life.busy
-		if life.state == Running && !life.deadline.IsZero() {
-			at := life.deadline
+		if m, ok := u.policy.(*solo); ok && life.state == Running && !m.lookAt.IsZero() {
+			at := m.lookAt
 			st.Idle.StopsAt = &at
 		}
 	}
 	for i := range u.ports {
 		p := &u.ports[i]
-		st.Sockets[i] = SocketStatus{Name: p.sock.Spec().Name, Address: p.sock.Address().String(), Accepted: p.accepted}
+		sock := SocketStatus{Name: p.sock.Spec().Name, Address: p.sock.Address().String(), Accepted: p.accepted}
+		if p.sock.FD() >= 0 {
+			sock.Dropped = p.sock.Drops()
+		}
+		st.Sockets[i] = sock
 	}
 	return st
 }

@@ -95,26 +95,61 @@ func play(t *testing.T, script string) string {
 
 func scriptService(t *testing.T, words []string, now time.Time) policy {
 	t.Helper()
-	svc := Service{Name: "s", Stop: Stop{Signal: syscall.SIGTERM, Timeout: 5 * time.Second}}
+	svc := Service{
+		Name: "s", Stop: Stop{Signal: syscall.SIGTERM, FinalSignal: syscall.SIGKILL, Timeout: 5 * time.Second},
+		Restart: DefaultRestart(),
+	}
+	number := func(v string) int {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	duration := func(v string) time.Duration {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	rate := func(v string) Rate {
+		count, per, _ := strings.Cut(v, "/")
+		return Rate{number(count), duration(per)}
+	}
 	for _, w := range words {
 		k, v, _ := strings.Cut(w, "=")
 		switch k {
 		case "stop_after":
-			d, err := time.ParseDuration(v)
-			if err != nil {
-				t.Fatal(err)
-			}
-			svc.Idle.StopAfter = d
+			svc.Idle.StopAfter = duration(v)
 		case "when":
 			if v == "no-traffic" {
 				svc.Idle.When = activity.NoTraffic
 			}
-		case "accept":
-			n, err := strconv.Atoi(v) // how many sockets
-			if err != nil {
-				t.Fatal(err)
-			}
-			svc.Accept, svc.Sockets = true, make([]activation.Spec, n)
+		case "accept": // how many sockets
+			svc.Accept, svc.Sockets = true, make([]activation.Spec, number(v))
+		case "start_timeout":
+			svc.Start.Timeout = duration(v)
+		case "kill_mode":
+			svc.Stop.KillMode = map[string]KillMode{"mixed": KillMixed, "process": KillProcess}[v]
+		case "final_signal":
+			svc.Stop.FinalSignal = syscall.Signal(number(v))
+		case "command":
+			svc.Stop.Command = []string{v}
+		case "burst":
+			svc.Restart.Burst = number(v)
+		case "interval":
+			svc.Restart.Interval = duration(v)
+		case "on_failure":
+			svc.Restart.OnFailure = map[string]OnFailure{"reject": Reject}[v]
+		case "max_connections":
+			svc.Limits.MaxConnections = number(v)
+		case "overflow":
+			svc.Limits.Overflow = map[string]Overflow{"queue": OverflowQueue}[v]
+		case "accept_rate":
+			svc.Limits.AcceptRate = rate(v)
+		case "wake_rate":
+			svc.Limits.WakeRate = rate(v)
 		default:
 			t.Fatalf("unknown word %q", w)
 		}
@@ -164,6 +199,7 @@ func scriptEvent(t *testing.T, now time.Time, words []string) event {
 		}
 		return now.Add(-d)
 	}
+	given := func(k string) bool { _, ok := args[k]; return ok }
 	_, polled := args["polled"]
 	_, unseen := args["unseen"]
 	sum := activity.Summary{
@@ -179,12 +215,37 @@ func scriptEvent(t *testing.T, now time.Time, words []string) event {
 	case "launched":
 		return launched{queued}
 	case "launchFailed":
-		return launchFailed{failure}
+		return launchFailed{failure, given("pause")}
 	case "served":
-		_, pause := args["pause"]
-		return served{socket: number("socket"), started: number("started"), err: failure, pause: pause}
+		return served{socket: number("socket"), started: number("started"), err: failure, pause: given("pause"), held: given("held")}
 	case "exited":
-		return exited{process.ExitStatus{Code: number("code"), Signal: syscall.Signal(number("signal"))}, queued}
+		return exited{process.ExitStatus{Code: number("code"), Signal: syscall.Signal(number("signal"))}, queued, given("left")}
+	case "emptied":
+		return emptied{queued}
+	case "opened":
+		return opened{}
+	case "openFailed":
+		return openFailed{failure}
+	case "addressAppeared":
+		return addressAppeared{}
+	case "resourcesFreed":
+		return resourcesFreed{}
+	case "queueRead":
+		return queueRead{queued, []activity.Summary{sum}}
+	case "frozen":
+		return frozen{failure}
+	case "drained":
+		return drained{}
+	case "commandEnded":
+		return commandEnded{}
+	case "restart":
+		return restartRequested{}
+	case "freeze":
+		return freezeRequested{}
+	case "thaw":
+		return thawRequested{}
+	case "reset":
+		return resetRequested{}
 	case "looked":
 		return looked{[]activity.Summary{sum}}
 	case "confirmed":
@@ -215,15 +276,24 @@ func describe(a action) string {
 	case armOne:
 		return fmt.Sprintf("arm socket %d", a.socket)
 	case serve:
-		return fmt.Sprintf("serve socket %d", a.socket)
+		s := fmt.Sprintf("serve socket %d, room for %d", a.socket, a.room)
+		if a.refuse {
+			s += ", close the rest"
+		}
+		return s
+	case refuse:
+		return fmt.Sprintf("refuse on socket %d", a.socket)
 	case launch:
 		if a.queue {
 			return "launch, and see what waits"
 		}
 		return "launch"
 	case signal:
+		if a.whom == started {
+			return "signal " + a.signal.String() + ", those that were started"
+		}
 		return "signal " + a.signal.String()
-	case arm, disarm, look, confirm, thaw:
+	case open, arm, disarm, drop, look, readQueue, confirm, freeze, thaw, drain, unpark, command, limited:
 	}
 	return strings.TrimPrefix(fmt.Sprintf("%T", a), "supervisor.")
 }

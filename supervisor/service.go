@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -27,7 +28,11 @@ type Service struct {
 	Handoff Handoff
 	Exec    process.Exec
 	Idle    Idle
+	Wake    Wake
+	Start   Start
 	Stop    Stop
+	Restart Restart
+	Limits  Limits
 
 	Accounting activity.Accounting
 }
@@ -38,14 +43,114 @@ type Idle struct {
 	StopAfter time.Duration // 0: never stopped for idleness
 }
 
-// Stop says how a process is ended. After Timeout the whole process group is killed.
-type Stop struct {
-	Signal  syscall.Signal // never 0; config sets SIGTERM
-	Timeout time.Duration  // never 0; config sets 90 s
+// Wake says which traffic wakes a service. The zero value: any.
+type Wake struct {
+	// Ignore are sources that may use the service but neither wake it nor keep it awake. TCP only.
+	Ignore []netip.Prefix
+	// MinBytes is how much a client must have sent before it wakes the service; 0: nothing. TCP only.
+	MinBytes int
 }
 
+// Start says what a start may take.
+type Start struct {
+	// Timeout bounds the time from the start to the first traffic that is taken: after it, a
+	// process that has taken nothing of what woke it has failed. 0: no bound.
+	Timeout time.Duration
+}
+
+// Stop says how a service is ended: Command, then Signal, then after Timeout FinalSignal.
+type Stop struct {
+	Command     []string       // run first, as the service's user; empty: none
+	KillMode    KillMode       // which processes get the signals
+	Signal      syscall.Signal // never 0; config sets SIGTERM
+	FinalSignal syscall.Signal // never 0; config sets SIGKILL
+	Timeout     time.Duration  // never 0; config sets 90 s
+}
+
+// KillMode says which processes of a service are ended; see systemd.kill(5).
+type KillMode uint8
+
+// The modes, as the configuration names them.
+const (
+	KillControlGroup KillMode = iota // "control-group": all of them
+	KillMixed                        // "mixed": Signal to the first process, FinalSignal to all that are left
+	KillProcess                      // "process": the first process alone; what is left runs on
+)
+
+// Restart says what follows when a service fails. A run or start that fails is tried again
+// after Delay, then twice that, up to MaxDelay. After Burst failures within Interval it is given up for FailedDelay.
+type Restart struct {
+	Delay, MaxDelay time.Duration // never 0
+	Burst           int           // 0: never given up
+	Interval        time.Duration // never 0
+	FailedDelay     time.Duration // 0: until somebody asks
+	OnFailure       OnFailure
+}
+
+// OnFailure says what clients of a service meet that was given up.
+type OnFailure uint8
+
+// The choices, as the configuration names them.
+const (
+	Hold   OnFailure = iota // "hold": they wait in the queue
+	Reject                  // "reject": they are accepted and closed, so that they learn of it
+)
+
+// Limits bound what clients can make a service cost. The zero value: no limits.
+type Limits struct {
+	// With Accept only: connections that are served at a time, in all and for each source: an IPv4
+	// address, an IPv6 prefix of SourcePrefix bits, a user of a Unix socket. 0: any number.
+	MaxConnections          int
+	MaxConnectionsPerSource int
+	SourcePrefix            int      // never 0; config sets 64
+	Overflow                Overflow // of MaxConnections; what one source has too many is always closed
+
+	AcceptRate          Rate // with Accept: connections accepted; more wait in the queue
+	AcceptRatePerSource Rate // with Accept: the same for each source; more are closed
+	WakeRate            Rate // starts of the process; traffic waits
+}
+
+// Overflow says what happens to a connection above the limit.
+type Overflow uint8
+
+// The choices, as the configuration names them.
+const (
+	OverflowClose Overflow = iota // "close": it is accepted and closed
+	OverflowQueue                 // "queue": it waits until another one ends
+)
+
+// Rate is at most Count in Per. The zero value: any.
+type Rate struct {
+	Count int
+	Per   time.Duration
+}
+
+// Global bounds all services together. The zero value: no bounds.
+type Global struct {
+	MaxProcesses int     // processes started and not yet ended; 0: any number
+	MaxLoad      float64 // nothing is started while the load average of the last minute is above; 0: whatever it is
+	NoParking    bool    // connections are not parked while a service stops
+}
+
+// The values where the configuration says nothing.
+const (
+	DefaultStartTimeout = 90 * time.Second
+	DefaultStopTimeout  = 90 * time.Second
+	DefaultSourcePrefix = 64
+)
+
 // DefaultStop is used where the configuration says nothing.
-func DefaultStop() Stop { return Stop{Signal: syscall.SIGTERM, Timeout: 90 * time.Second} }
+func DefaultStop() Stop {
+	return Stop{Signal: syscall.SIGTERM, FinalSignal: syscall.SIGKILL, Timeout: DefaultStopTimeout}
+}
+
+// DefaultRestart is used where the configuration says nothing.
+func DefaultRestart() Restart {
+	return Restart{
+		Delay: time.Second, MaxDelay: time.Minute,
+		Burst: 10, Interval: 10 * time.Minute, FailedDelay: 5 * time.Minute,
+	}
+}
 
 // String returns the word of the configuration.
 func (h Handoff) String() string {

@@ -9,15 +9,19 @@ import (
 // Status is what a service was doing at one moment: a copy, safe to keep.
 type Status struct {
 	Name     string         `json:"name"`
-	State    string         `json:"state"`  // as State.String says: listening, starting, running, confirming, stopping, killing, backoff
+	State    string         `json:"state"`  // as State.String says: listening, starting, running, confirming, frozen, stopping, killing, backoff, failed
 	Reason   string         `json:"reason"` // why it is in that state
 	Since    time.Time      `json:"since"`  // when it came into that state
 	Handoff  string         `json:"handoff"`
 	Accept   bool           `json:"accept"`
-	PIDs     []int          `json:"pids,omitempty"` // the processes it started that still run
+	PIDs     []int          `json:"pids,omitempty"` // the processes that were started for it and still run; where the first one has ended, all that are left
 	Starts   uint64         `json:"starts"`         // processes started since the supervisor began
 	Failures uint64         `json:"failures"`       // starts and runs that failed
 	Error    string         `json:"error,omitempty"`
+	RetryAt  *time.Time     `json:"retry_at,omitempty"` // in backoff and failed: when it is tried again by itself
+	Tracking string         `json:"tracking"`           // how its descendants are found: "cgroup", or "process tree: " and why
+	Parking  string         `json:"parking,omitempty"`  // whether new connections are parked while it stops: "on", or "off: " and why; empty: nothing to park
+	Refused  Refused        `json:"refused"`
 	Idle     IdleStatus     `json:"idle"`
 	Sockets  []SocketStatus `json:"sockets"`
 }
@@ -42,6 +46,7 @@ type SocketStatus struct {
 	Out          activity.Counters `json:"out"`
 	LastActivity *time.Time        `json:"last_activity,omitempty"`
 	Accepted     uint64            `json:"accepted,omitempty"` // accept = true: connections accepted
+	Dropped      uint64            `json:"dropped,omitempty"`  // packets that the kernel dropped at the socket: from sources that may not use it, or with its queue full
 	Flows        []activity.Flow   `json:"flows,omitempty"`
 	FlowsWhy     string            `json:"flows_why,omitempty"` // why Flows is not the whole truth
 }

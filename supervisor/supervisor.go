@@ -18,15 +18,17 @@ import (
 var (
 	ErrUnknownService = errors.New("unknown service")
 	ErrShuttingDown   = errors.New("hibergated is shutting down")
-	ErrPerConnection  = errors.New("accept = true: each connection starts a process of its own, there is nothing to wake")
+	ErrPerConnection  = errors.New("accept = true: each connection starts a process of its own, there is nothing to wake or to freeze")
+	ErrNotRunning     = errors.New("it does not run")
 )
 
 // Options of a Supervisor.
 type Options struct {
 	Logger    *slog.Logger          // never nil
 	Inherited *activation.Inherited // sockets handed to us, used instead of opening new ones; nil: none
-	Table     string                // name of the nftables table that keeps the account
-	Changed   chan Counts           // gets the newest counts, replacing older ones; capacity 1; nil: nobody wants them
+	Name      string                // of this supervisor on the machine: of its nftables table and its cgroup
+	Global    Global
+	Changed   chan Counts // gets the newest counts, replacing older ones; capacity 1; nil: nobody wants them
 }
 
 // Counts say how many services there are, have a process, and are in backoff.
@@ -39,6 +41,7 @@ type Supervisor struct {
 	watcher  Watcher
 	looker   Looker
 	launcher Launcher
+	global   Global
 	changed  chan Counts
 
 	// What other goroutines want Run to do: results of work that it started, and requests.
@@ -52,9 +55,16 @@ type Supervisor struct {
 	procs     map[uint64]*instance // by token
 	lastToken uint64
 	timers    timers
-	inFlight  int     // goroutines that will send a result
-	toLook    []*unit // want a look
-	looking   bool    // one look is under way; it serves many services
+	chores    []chore                  // the earliest first
+	inFlight  int                      // goroutines that will send a result
+	toLook    []*unit                  // want a look
+	looking   bool                     // one look is under way; it serves many services
+	ends      map[uint64]*treeEnd      // by token
+	paused    []*unit                  // may go on when a process has ended
+	starting  int                      // processes that may come of launches under way
+	waitsFor  *activation.AddressWatch // nil: every address is there
+	unparked  func() error             // gives parking up; nil: nothing to give up
+	noParking string                   // why connections are not parked; empty: they are
 	counts    Counts
 	stopping  bool
 	givesUp   time.Time // when Run waits for starts no longer; zero: KillNow was not called
@@ -63,9 +73,10 @@ type Supervisor struct {
 // message is run by the loop.
 type message func(now time.Time)
 
-// New opens every socket of the services and starts to account for their
-// traffic. When a socket cannot be opened it closes all of them again, and the
-// error names each one that failed. Run must be called to give them up.
+// New opens the sockets of the services and starts to account for their
+// traffic. A service whose address is not there yet, or taken, waits for it; any other
+// socket that cannot be opened is an error, which names each one that failed. Run
+// must be called to give them up.
 func New(services []*Service, opts Options) (*Supervisor, error) {
 	opened, err := openAll(services, opts)
 	if err != nil {
@@ -75,42 +86,59 @@ func New(services []*Service, opts Options) (*Supervisor, error) {
 	if err != nil {
 		return nil, errors.Join(err, closeAll(opened))
 	}
-	launcher, err := newExecLauncher()
+	launcher, err := newExecLauncher(opts.Name)
 	if err != nil {
 		return nil, errors.Join(err, watcher.Close(), closeAll(opened))
 	}
+	for _, l := range launcher.spawner.Leftovers() {
+		opts.Logger.Warn("processes of an earlier hibergated are still there, and stay as they are", slog.String("service", l.Name), slog.Any("pids", l.PIDs))
+	}
+	s := newSupervisor(services, opened, launcher, opts)
+	s.watcher = watcher
 	var watched []activity.Socket
-	for i, sockets := range opened {
-		for _, sock := range sockets {
-			watched = append(watched, activity.Socket{
-				Key: uint32(len(watched)), Address: sock.Address(), FD: sock.FD(), Accounting: services[i].Accounting,
-			})
+	for _, u := range s.units {
+		for i := range u.ports {
+			if u.ports[i].sock.FD() >= 0 {
+				watched = append(watched, u.watched(i))
+			}
 		}
 	}
-	looker := activity.New(activity.Options{Logger: opts.Logger, Table: opts.Table}, watched)
-	s := newSupervisor(services, opened, opts)
-	s.watcher, s.launcher, s.looker = watcher, launcher, looker
+	s.looker = activity.New(activity.Options{Logger: opts.Logger, Table: opts.Name}, watched)
+	s.allowParking()
 	return s, nil
 }
 
+// watched is what the activity tracker needs of a socket.
+func (u *unit) watched(i int) activity.Socket {
+	p := &u.ports[i]
+	return activity.Socket{
+		Key: p.key, Address: p.sock.Address(), FD: p.sock.FD(),
+		Accounting: u.spec.Accounting, Ignore: u.spec.Wake.Ignore,
+	}
+}
+
 // newSupervisor builds the part that does not touch the kernel.
-func newSupervisor(services []*Service, opened [][]*activation.Socket, opts Options) *Supervisor {
+func newSupervisor(services []*Service, opened []listeners, launcher Launcher, opts Options) *Supervisor {
 	s := &Supervisor{
-		log:     opts.Logger,
-		changed: opts.Changed,
-		units:   make([]*unit, len(services)),
-		byName:  make(map[string]*unit, len(services)),
-		procs:   make(map[uint64]*instance),
+		log:      opts.Logger,
+		launcher: launcher,
+		global:   opts.Global,
+		changed:  opts.Changed,
+		units:    make([]*unit, len(services)),
+		byName:   make(map[string]*unit, len(services)),
+		procs:    make(map[uint64]*instance),
+		ends:     make(map[uint64]*treeEnd),
 	}
 	now, key := time.Now(), uint32(0)
 	for i, svc := range services {
-		u := &unit{spec: svc, index: i, place: -1, ports: make([]port, len(opened[i]))}
-		for j, sock := range opened[i] {
-			u.ports[j] = port{sock: sock, key: key}
+		u := &unit{spec: svc, index: i, place: -1, ports: make([]port, len(opened[i].sockets)), tree: launcher.Tree(svc)}
+		for j, sock := range opened[i].sockets {
+			u.ports[j] = port{sock: sock, key: key, failed: opened[i].errs[j]}
 			key++
 		}
 		if svc.Accept {
 			u.policy = newPerConnection(svc, now)
+			u.sources = newSources(&svc.Limits)
 		} else {
 			u.policy = newSolo(svc, now)
 		}
@@ -133,28 +161,58 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 	var failed error
 	for _, u := range s.units {
-		for i := range u.ports {
-			p := &u.ports[i]
-			if err := s.watcher.Add(p.sock.FD(), socketToken(u.index, i, 0)); err != nil {
-				failed = errors.Join(failed, fmt.Errorf("service %q: watch %s: %w", u.spec.Name, p.sock.Address(), err))
-			}
-		}
-		s.arm(u)
+		failed = errors.Join(failed, s.begin(u))
 	}
 	if failed == nil {
 		failed = s.loop() //nolint:contextcheck // what is under way when ctx ends is brought to its end
 	}
 	s.close()
 	for _, u := range s.units {
-		for i := range u.ports {
-			p := &u.ports[i]
-			if p.held != nil {
-				closeConnection(p.held)
-			}
-			failed = errors.Join(failed, s.watcher.Remove(p.sock.FD()), p.sock.Close())
-		}
+		failed = errors.Join(failed, s.give(u))
+	}
+	if s.unparked != nil {
+		failed = errors.Join(failed, s.unparked())
+	}
+	if s.waitsFor != nil {
+		failed = errors.Join(failed, s.watcher.Remove(s.waitsFor.FD()), s.waitsFor.Close())
 	}
 	return errors.Join(failed, s.looker.Close(), s.launcher.Close(), s.watcher.Close())
+}
+
+// begin has the sockets of a unit watched, or waits for those that are not open.
+func (s *Supervisor) begin(u *unit) error {
+	now := time.Now()
+	for i := range u.ports {
+		p := &u.ports[i]
+		if p.sock.FD() < 0 {
+			s.step(now, u, openFailed{p.failed})
+			s.waitForAddresses(u)
+			return nil
+		}
+		if err := s.watcher.Add(p.sock.FD(), socketToken(u.index, i, 0)); err != nil {
+			return fmt.Errorf("service %q: watch %s: %w", u.spec.Name, p.sock.Address(), err)
+		}
+	}
+	s.arm(u)
+	return nil
+}
+
+// give closes what a unit has.
+func (s *Supervisor) give(u *unit) error {
+	var errs []error
+	for i := range u.ports {
+		p := &u.ports[i]
+		if p.held != nil {
+			closeConnection(p.held)
+		}
+		if p.sock.FD() >= 0 {
+			errs = append(errs, s.watcher.Remove(p.sock.FD()), p.sock.Close())
+		}
+	}
+	if u.end != nil {
+		errs = append(errs, s.forgetEnd(u.end))
+	}
+	return errors.Join(append(errs, u.tree.Close())...)
 }
 
 // loop handles one message after another until everything has stopped.
@@ -164,8 +222,8 @@ func (s *Supervisor) loop() error {
 		switch {
 		case !s.givesUp.IsZero() && len(s.procs) == 0: // nothing is left but starts
 			deadline = s.givesUp
-		case len(s.timers) > 0:
-			deadline = s.timers[0].due
+		default:
+			deadline = s.next()
 		}
 		batch, err := s.watcher.Wait(deadline)
 		if err != nil {
@@ -179,6 +237,7 @@ func (s *Supervisor) loop() error {
 			m(now)
 		}
 		s.timeouts(now)
+		s.chore(now)
 		s.startLook()
 	}
 	return nil
@@ -240,9 +299,15 @@ func (s *Supervisor) all(ev event) {
 
 // notice turns a report of the watcher into an event.
 func (s *Supervisor) notice(now time.Time, r activation.Ready) {
+	if r.Token == addressToken {
+		s.addressAppeared(now)
+		return
+	}
 	if r.Token&processToken != 0 {
 		if p := s.procs[r.Token]; p != nil {
 			s.reap(now, p)
+		} else if e := s.ends[r.Token]; e != nil {
+			s.treeChanged(now, e)
 		}
 		return
 	}
@@ -251,6 +316,10 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 	p := &u.ports[socket]
 	if !p.armed || p.gen != gen {
 		return // disarmed while the report was on its way
+	}
+	if state := u.policy.life().state; u.screened() && !r.Hangup && (state == Listening || state == Frozen) {
+		s.screen(u, socket)
+		return
 	}
 	p.armed = false
 	if !r.Hangup {
@@ -286,67 +355,14 @@ func (s *Supervisor) revive(u *unit, socket int) error {
 	}
 	revived, err := sock.Revive()
 	if revived && err == nil {
-		s.log.Warn("listening socket revived: a process had shut it down",
-			slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
+		s.sayRevived(u, sock)
 	}
 	return err
 }
 
-// reap is told that a process has ended. Its process group is killed and it is
-// waited for; neither can block, as it is a zombie.
-func (s *Supervisor) reap(now time.Time, p *instance) {
-	u := p.unit
-	delete(s.procs, p.token)
-	u.procs = slices.DeleteFunc(u.procs, func(q *instance) bool { return q == p })
-	if err := s.watcher.Remove(p.PIDFD()); err != nil {
-		s.log.Error("process left in the watcher", slog.String("service", u.spec.Name), slog.Any("err", err))
-	}
-	status, err := p.Reap()
-	if err != nil {
-		s.log.Error("process not reaped", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
-	}
-	s.log.Debug("process ended", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.String("status", status.String()))
-	if u.spec.Accept {
-		s.step(now, u, exited{status: status})
-		return
-	}
-	s.restore(u)
-	if !s.waits(u) {
-		s.step(now, u, exited{status: status})
-		return
-	}
-	if !p.queue {
-		s.step(now, u, exited{status: status, queued: []uint64{unidentified}})
-		return
-	}
-	s.goDo(func() message {
-		ids := s.queued(u)
-		if len(ids) == 0 {
-			ids = []uint64{unidentified} // for something does wait
-		}
-		return func(now time.Time) { s.step(now, u, exited{status: status, queued: ids}) }
-	}, nil)
-}
-
-// restore undoes what a process may have left on the sockets that it shared with us.
-func (s *Supervisor) restore(u *unit) {
-	for i := range u.ports {
-		sock := u.ports[i].sock
-		var changed bool
-		var err error
-		if network := sock.Address().Network; !network.Connections() && network != activation.FIFO {
-			err = s.watcher.Remove(sock.FD()) // Restore may put another socket under the same descriptor
-		}
-		if err == nil {
-			changed, err = sock.Restore()
-		}
-		switch {
-		case err != nil:
-			s.log.Error("socket not restored", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.Any("err", err))
-		case changed:
-			s.log.Warn("socket restored: a process had connected it", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
-		}
-	}
+func (s *Supervisor) sayRevived(u *unit, sock *activation.Socket) {
+	s.log.Warn("listening socket revived: a process had shut it down",
+		slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
 }
 
 // waits says whether something waits on a socket of the unit.
@@ -401,10 +417,10 @@ func (s *Supervisor) step(now time.Time, u *unit, ev event) {
 
 // count is what one unit adds to Counts.
 func (u *unit) count() (c Counts) {
-	if len(u.procs) > 0 {
+	if len(u.procs) > 0 || u.end != nil {
 		c.Awake = 1
 	}
-	if u.policy.life().state == Backoff {
+	if state := u.policy.life().state; state == Backoff || state == Failed {
 		c.Failing = 1
 	}
 	return c
@@ -432,4 +448,38 @@ func (s *Supervisor) timeouts(now time.Time) {
 			panic("supervisor: " + u.spec.Name + ": a deadline was not handled") // it would spin
 		}
 	}
+}
+
+// chore is something to be done later that is no unit's deadline.
+type chore struct {
+	at time.Time
+	do message
+}
+
+// after has the loop do something when a time is over.
+func (s *Supervisor) after(now time.Time, d time.Duration, do message) {
+	c := chore{now.Add(d), do}
+	i, _ := slices.BinarySearchFunc(s.chores, c, func(a, b chore) int { return a.at.Compare(b.at) })
+	s.chores = slices.Insert(s.chores, i, c)
+}
+
+// chore does what is due.
+func (s *Supervisor) chore(now time.Time) {
+	for len(s.chores) > 0 && !s.chores[0].at.After(now) {
+		c := s.chores[0]
+		s.chores = slices.Delete(s.chores, 0, 1)
+		c.do(now)
+	}
+}
+
+// next is when the loop has to do something by itself; the zero Time: never.
+func (s *Supervisor) next() time.Time {
+	var at time.Time
+	if len(s.timers) > 0 {
+		at = s.timers[0].due
+	}
+	if len(s.chores) > 0 && (at.IsZero() || s.chores[0].at.Before(at)) {
+		at = s.chores[0].at
+	}
+	return at
 }

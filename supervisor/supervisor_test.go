@@ -34,7 +34,7 @@ func TestNap(t *testing.T) {
 		st.set(func() { st.sum.Open, st.sum.Last = 0, time.Now() })
 		st.pass(21 * time.Second)
 		st.want("web", Listening)
-		if diff := cmp.Diff([]syscall.Signal{syscall.SIGTERM}, st.last().signals); diff != "" {
+		if diff := cmp.Diff([]syscall.Signal{syscall.SIGTERM, syscall.SIGCONT}, st.last().signals); diff != "" {
 			t.Errorf("signals (-want +got):\n%s", diff)
 		}
 		st.traffic("web")
@@ -53,7 +53,7 @@ func TestClientDuringConfirm(t *testing.T) {
 		st.set(func() { st.frozen = func() { st.sum.Open = 1 } })
 		st.pass(11 * time.Second)
 		st.want("web", Running)
-		if p := st.last(); p.stopped || len(p.signals) > 0 {
+		if p := st.last(); st.tree("web").stopped || len(p.signals) > 0 {
 			t.Errorf("got %+v, want a thawed process without a signal", p)
 		}
 	})
@@ -115,7 +115,7 @@ func TestRequests(t *testing.T) {
 
 // A process that ignores SIGTERM is killed after stop.timeout, and Sleep waits for that.
 func TestSleepStubborn(t *testing.T) {
-	perform(t, []*Service{{Name: "web", Stop: Stop{Signal: syscall.SIGTERM, Timeout: 5 * time.Second}}}, func(st *stage) {
+	perform(t, []*Service{{Name: "web", Stop: Stop{Signal: syscall.SIGTERM, FinalSignal: syscall.SIGKILL, Timeout: 5 * time.Second}}}, func(st *stage) {
 		t := st.t
 		st.traffic("web")
 		st.pass(time.Second)
@@ -179,7 +179,7 @@ func TestShutdown(t *testing.T) {
 			t.Errorf("took %s", took)
 		}
 		for _, p := range st.procs {
-			if diff := cmp.Diff([]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}, p.signals); diff != "" {
+			if diff := cmp.Diff([]syscall.Signal{syscall.SIGTERM, syscall.SIGCONT, syscall.SIGKILL}, p.signals); diff != "" {
 				t.Errorf("signals (-want +got):\n%s", diff)
 			}
 		}

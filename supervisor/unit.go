@@ -13,10 +13,20 @@ type unit struct {
 	policy policy
 	ports  []port
 	procs  []*instance
+	tree   Tree
+	end    *treeEnd // set while others live than those in procs
 
-	run    uint64 // counts launches, so that late answers about an earlier run are known as such
-	starts uint64
-	fails  uint64
+	run     uint64 // counts launches, so that late answers about an earlier run are known as such
+	starts  uint64
+	fails   uint64
+	refused Refused
+	sources *sources // nil: no limits for each source
+
+	queue   bool   // this run is bracketed (stuckness)
+	park    bool   // what the policy wants: new connections are parked
+	parking bool   // parkPorts is under way
+	noPark  string // why they cannot be parked; empty: they can, or it was not tried
+	paused  bool   // in Supervisor.paused
 
 	counted Counts    // what it adds to Supervisor.counts
 	index   int       // in Supervisor.units
@@ -34,25 +44,39 @@ type port struct {
 	hangups  int // reported in a row
 	accepted uint64
 	held     *connection // accepted, but no process could be started for it yet
+
+	screening bool // who waits is being looked at (screen.go)
+	again     bool // somebody came meanwhile
+	screens   int  // looks in a row that found somebody who may send more
+
+	failed error // why it is not open
 }
 
 // instance is one process of a unit.
 type instance struct {
 	Process
+	unit   *unit
+	token  uint64
+	source source
+}
+
+// treeEnd waits for the last process of a unit to end.
+type treeEnd struct {
 	unit  *unit
 	token uint64
-	queue bool // ask for the identities of what waits when it ends
+	fd    int // owned
 }
 
 // connection is one that was accepted for a service with accept = true.
 type connection struct {
-	fd   int // owned until a process has it
-	peer activation.Peer
+	fd     int // owned until a process has it
+	peer   activation.Peer
+	source source
 }
 
-// waiter is somebody who wants to know when a service runs or sleeps.
+// waiter is somebody who wants to know what came of a request.
 type waiter struct {
-	sleep bool   // else: runs
+	wants request
 	run   uint64 // the run at which the request came
 	done  chan struct{}
 }
@@ -60,10 +84,14 @@ type waiter struct {
 // settled says whether the waiter has been waiting long enough.
 func (u *unit) settled(w waiter) bool {
 	state := u.policy.life().state
-	if w.sleep {
-		return u.run != w.run || len(u.procs) == 0 && state != Starting && state != Stopping && state != Killing
+	m, isSolo := u.policy.(*solo)
+	switch {
+	case state == Starting, state == Confirming, state == Stopping, state == Killing, isSolo && m.freezing:
+		return false
+	case w.wants == requestSleep:
+		return u.run != w.run || len(u.procs) == 0 && u.end == nil
 	}
-	return state != Starting && state != Stopping && state != Killing
+	return true
 }
 
 func (u *unit) keys() []uint32 {
@@ -85,6 +113,9 @@ func (u *unit) sockets() []*activation.Socket {
 // Tokens tell the descriptors in the watcher apart: a process, or the socket
 // of a unit in its generation.
 const processToken = 1 << 63
+
+// addressToken is that of the AddressWatch. No process has it.
+const addressToken = 1<<64 - 2
 
 func socketToken(unit, socket int, gen uint32) uint64 {
 	return uint64(unit)<<40 | uint64(socket)<<32 | uint64(gen)

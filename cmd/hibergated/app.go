@@ -73,7 +73,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:  func(*cli.Context, error) {}, // execute prints and decides
 		Flags:           []cli.Flag{configFlag(), controlFlag()},
 		Commands: []*cli.Command{
-			runCommand(), checkCommand(), statusCommand(), wakeCommand(), sleepCommand(), versionCommand(),
+			runCommand(), checkCommand(), statusCommand(), wakeCommand(), sleepCommand(), restartCommand(),
+			freezeCommand(), thawCommand(), resetCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if name := c.Args().First(); name != "" {

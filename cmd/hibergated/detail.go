@@ -25,6 +25,9 @@ func printService(w io.Writer, now time.Time, st supervisor.Status) error {
 	if st.Error != "" {
 		row("error", "%s", st.Error)
 	}
+	if text := retry(now, &st); text != "" {
+		row("tried again", "%s", text)
+	}
 	handoff := st.Handoff
 	if st.Accept {
 		handoff += ", one process per connection"
@@ -33,6 +36,15 @@ func printService(w io.Writer, now time.Time, st supervisor.Status) error {
 	row("processes", "%s", list(st.PIDs))
 	row("started", "%s, %s", times(st.Starts), plural(st.Failures, "failure"))
 	row("idle", "%s", idle(now, &st))
+	for _, what := range refusals(&st.Refused) {
+		row(what[0], "%s", what[1])
+	}
+	if st.Tracking != "" && st.Tracking != "cgroup" {
+		row("tracking", "%s", st.Tracking)
+	}
+	if strings.HasPrefix(st.Parking, "off") {
+		row("parking", "%s", st.Parking)
+	}
 	for i := range st.Sockets {
 		s := &st.Sockets[i]
 		out.WriteByte('\n')
@@ -40,6 +52,9 @@ func printService(w io.Writer, now time.Time, st supervisor.Status) error {
 		row("  open", "%s", openCell(s))
 		if st.Accept {
 			row("  accepted", "%d", s.Accepted)
+		}
+		if s.Dropped > 0 {
+			row("  dropped", "%s: no access, or the queue was full", plural(s.Dropped, "packet"))
 		}
 		row("  in", "%s", counters(s.In))
 		row("  out", "%s", counters(s.Out))
@@ -103,6 +118,56 @@ func idle(now time.Time, st *supervisor.Status) string {
 	default:
 		return s + "; " + word
 	}
+}
+
+// retry says when a service that does not run for a reason will be tried again.
+func retry(now time.Time, st *supervisor.Status) string {
+	failed := st.State == supervisor.Failed.String()
+	switch {
+	case st.RetryAt != nil && failed:
+		return fmt.Sprintf("in %s, or by hibergated reset", span(st.RetryAt.Sub(now)))
+	case st.RetryAt != nil:
+		return "in " + span(st.RetryAt.Sub(now))
+	case failed:
+		return "by hibergated reset only"
+	default:
+		return ""
+	}
+}
+
+// refusals are rows of what clients did not get.
+func refusals(r *supervisor.Refused) (rows [][2]string) {
+	row := func(key, text string) {
+		if text != "" {
+			rows = append(rows, [2]string{key, text})
+		}
+	}
+	var over []string
+	for _, c := range []struct {
+		n   uint64
+		why string
+	}{
+		{r.Access, "by access"},
+		{r.MaxConnections, "over max_connections"},
+		{r.PerSource, "over max_connections_per_source"},
+		{r.SourceRate, "over accept_rate_per_source"},
+		{r.Failed, "while failed"},
+	} {
+		if c.n > 0 {
+			over = append(over, fmt.Sprintf("%d %s", c.n, c.why))
+		}
+	}
+	row("refused", strings.Join(over, ", "))
+	if r.Datagrams > 0 {
+		row("dropped", plural(r.Datagrams, "datagram")+" that no process took")
+	}
+	if r.Ignored > 0 {
+		row("ignored", plural(r.Ignored, "client")+" that left without waking it")
+	}
+	if r.Pauses > 0 {
+		row("paused", times(r.Pauses)+" for want of resources")
+	}
+	return rows
 }
 
 func openCell(s *supervisor.SocketStatus) string {

@@ -14,6 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"hibergate/activation/nettest"
+	"hibergate/testdata/storm/storm"
 )
 
 // Scripts, and the other tests here, run these programs by name: each is this test
@@ -25,6 +26,8 @@ var programs = map[string]func(){
 	"fifo-reader": fifoReader,
 
 	"accept-and-fork": acceptAndFork,
+
+	"storm": func() { os.Exit(storm.Main(os.Args, os.Stdout, os.Stderr)) },
 }
 
 func TestMain(m *testing.M) { testscript.Main(inNamespaces{m}, programs) }

@@ -123,9 +123,9 @@ func TestWatchSignals(t *testing.T) {
 	}
 }
 
-func TestTableName(t *testing.T) {
+func TestMachineName(t *testing.T) {
 	t.Parallel()
-	a, b := tableName("/run/hibergated/control.sock"), tableName("/run/other.sock")
+	a, b := machineName("/run/hibergated/control.sock"), machineName("/run/other.sock")
 	if a != "hibergated-7ed9766c" || a == b {
 		t.Errorf("got %s and %s", a, b)
 	}

@@ -66,7 +66,7 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 		return err
 	}
 	// Before any socket is opened: it makes us the only supervisor of this control path, whose
-	// sockets and nftables table would otherwise be taken from the one that runs.
+	// sockets, nftables table and cgroup would otherwise be taken from the one that runs.
 	server, err := control.Listen(ctx, control.Options{Path: cfg.Control, Version: version(), Logger: logger})
 	if err != nil {
 		return err
@@ -80,7 +80,8 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 	sup, err := supervisor.New(cfg.Services, supervisor.Options{
 		Logger:    logger,
 		Inherited: inherited,
-		Table:     tableName(cfg.Control),
+		Name:      machineName(cfg.Control),
+		Global:    cfg.Global,
 		Changed:   notify.changed,
 	})
 	if err != nil {
@@ -145,9 +146,9 @@ func watchSignals(signals <-chan os.Signal, ended <-chan struct{}, logger *slog.
 	}
 }
 
-// tableName names the nftables table of the supervisor with this control path: the same at
+// machineName is what the supervisor with this control path calls its nftables table and its cgroup: the same at
 // each of its runs, and another one for every other supervisor.
-func tableName(control string) string {
+func machineName(control string) string {
 	sum := sha256.Sum256([]byte(control))
 	return fmt.Sprintf("hibergated-%x", sum[:4])
 }

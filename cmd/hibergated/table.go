@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -97,8 +98,10 @@ func notes(st *supervisor.Status) []string {
 // sleeps says in a few words when a service will sleep.
 func sleeps(now time.Time, st *supervisor.Status) string {
 	switch {
-	case st.State == supervisor.Listening.String():
-		return "-"
+	case slices.Contains([]string{
+		supervisor.Listening.String(), supervisor.Frozen.String(), supervisor.Backoff.String(), supervisor.Failed.String(),
+	}, st.State):
+		return "-" // idleness does not end these
 	case st.Idle.Busy != "":
 		return "busy: " + st.Idle.Busy
 	case st.Idle.StopsAt != nil:

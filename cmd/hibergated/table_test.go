@@ -58,6 +58,21 @@ func example() (now time.Time, list []supervisor.Status) {
 			Idle:    supervisor.IdleStatus{When: "no-connections"},
 			Sockets: []supervisor.SocketStatus{{Name: "git", Address: "tcp://:9418", Known: true}},
 		},
+		{
+			Name: "app", State: "failed", Reason: "failed", Since: *before(50 * time.Second), Handoff: "listen-fds", Starts: 1, Failures: 1, Error: "failed: exit status 3",
+			RetryAt: before(-250 * time.Second), Tracking: "process tree: no cgroup v2", Parking: "off: net.ipv4.tcp_migrate_req = 0",
+			Refused: supervisor.Refused{
+				Access: 1, MaxConnections: 2, PerSource: 3, SourceRate: 4, Failed: 5, Datagrams: 1, Ignored: 7, Pauses: 8,
+			},
+			Idle:    supervisor.IdleStatus{When: "no-connections"},
+			Sockets: []supervisor.SocketStatus{{Name: "app", Address: "udp://:9", Known: true, Dropped: 9}},
+		},
+		{
+			Name: "chat", State: "frozen", Reason: "requested", Since: *before(2 * time.Second), Handoff: "listen-fds", PIDs: []int{9}, Starts: 1,
+			Tracking: "cgroup", Parking: "on",
+			Idle:    supervisor.IdleStatus{When: "no-connections", StopAfter: "1m0s", Busy: "1 open connection"},
+			Sockets: []supervisor.SocketStatus{{Name: "chat", Address: "tcp://:5222", Known: true, Open: 1}},
+		},
 	}
 }
 
@@ -71,6 +86,9 @@ func TestPrintTable(t *testing.T) {
 		  error: exit status 3
 		  traffic not known: conntrack: operation not permitted
 		git   listening  2d2h   -     0     0     0     -              -
+		app   failed     50s    -     0     0     0     -              -
+		  error: failed: exit status 3
+		chat  frozen     2s     9     1     0     0     -              -
 		`)
 	var got bytes.Buffer
 	if err := printTable(&got, now, list); err != nil {
@@ -121,6 +139,41 @@ func TestPrintService(t *testing.T) {
 		  in             0 bytes in 0 packets
 		  out            0 bytes in 0 packets
 		  last activity  -
+		`), lines(`
+		service          app
+		state            failed for 50s: failed
+		error            failed: exit status 3
+		tried again      in 4m10s, or by hibergated reset
+		handoff          listen-fds
+		processes        -
+		started          once, 1 failure
+		idle             never put to sleep
+		refused          1 by access, 2 over max_connections, 3 over max_connections_per_source, 4 over accept_rate_per_source, 5 while failed
+		dropped          1 datagram that no process took
+		ignored          7 clients that left without waking it
+		paused           8 times for want of resources
+		tracking         process tree: no cgroup v2
+		parking          off: net.ipv4.tcp_migrate_req = 0
+
+		socket           udp://:9 (app)
+		  open           0
+		  dropped        9 packets: no access, or the queue was full
+		  in             0 bytes in 0 packets
+		  out            0 bytes in 0 packets
+		  last activity  -
+		`), lines(`
+		service          chat
+		state            frozen for 2s: requested
+		handoff          listen-fds
+		processes        9
+		started          once, 0 failures
+		idle             sleeps after 1m0s of no-connections
+
+		socket           tcp://:5222 (chat)
+		  open           1
+		  in             0 bytes in 0 packets
+		  out            0 bytes in 0 packets
+		  last activity  -
 		`)}
 	for i, want := range want {
 		if want == "" {
@@ -132,6 +185,22 @@ func TestPrintService(t *testing.T) {
 		}
 		if diff := cmp.Diff(strings.TrimPrefix(want, "\t\t"), got.String()); diff != "" {
 			t.Error(diff)
+		}
+	}
+}
+
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	at := now.Add(2500 * time.Millisecond)
+	for want, st := range map[string]supervisor.Status{
+		"":                                {State: "running"},
+		"in 2.5s":                         {State: "backoff", RetryAt: &at},
+		"in 2.5s, or by hibergated reset": {State: "failed", RetryAt: &at},
+		"by hibergated reset only":        {State: "failed"},
+	} {
+		if got := retry(now, &st); got != want {
+			t.Errorf("%+v: got %q, want %q", st, got, want)
 		}
 	}
 }

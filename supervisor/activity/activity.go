@@ -38,7 +38,7 @@ type Summary struct {
 	Why   string // where not Known, or where less is known than asked for: what is missing, and why
 
 	Open   int // connections that a process holds
-	Queued int // connections, datagrams or bytes that nobody has taken yet
+	Queued int // connections (also while their handshake goes on), datagrams or bytes that nobody has taken yet
 
 	// Last is when the last packet that opened, closed or carried data came or
 	// went. Exact says that it is the kernel's own time, and all there is to know.

@@ -108,6 +108,23 @@ func BenchmarkLook100(b *testing.B) {
 	b.ReportMetric(float64(tableSize(b)), "flows-in-table")
 }
 
+// BenchmarkWaiting lists 100 clients in the queue of one socket.
+func BenchmarkWaiting(b *testing.B) {
+	nettest.Need(b, nettest.Namespaces)
+	l := mustListen(b, 1, "tcp4", "127.0.0.1:0")
+	l.Accounting = activity.SockDiag
+	tracker := mustTrack(b, l.Socket)
+	for range 100 {
+		mustDial(b, "tcp", l.Addr().String())
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if clients, err := tracker.Waiting(b.Context(), 1); len(clients) != 100 || err != nil {
+			b.Fatalf("got %d clients, %v", len(clients), err)
+		}
+	}
+}
+
 // BenchmarkFlowsUDP lists 900 UDP exchanges out of 250,000 flows.
 func BenchmarkFlowsUDP(b *testing.B) {
 	nettest.Need(b, nettest.Namespaces)

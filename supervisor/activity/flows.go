@@ -24,7 +24,7 @@ func (t *Tracker) Flows(ctx context.Context, key uint32, roots []int) ([]Flow, s
 	defer t.mu.Unlock()
 	w := t.sockets[key]
 	if w == nil {
-		return nil, "the socket is not watched"
+		return nil, notWatched
 	}
 	if t.closed {
 		return nil, closedTracker

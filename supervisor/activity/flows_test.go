@@ -99,8 +99,12 @@ func TestHeldAcrossNamespaces(t *testing.T) {
 	tracker := mustTrack(t, l.Socket)
 	mustDial(t, "unix", path)
 	l.mustAccept(t)
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
 	held := func() int {
-		n, err := tracker.Held(t.Context(), 1, []int{os.Getpid()})
+		n, err := tracker.Held(t.Context(), 1, []int{gone.Process.Pid, os.Getpid(), os.Getpid()})
 		if err != nil {
 			t.Fatal(err)
 		}

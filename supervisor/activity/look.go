@@ -184,7 +184,9 @@ func (l *look) askInet(q sockdiag.Query, some []due) {
 		byPort[d.port] = append(byPort[d.port], d)
 	}
 	if q.Protocol == unix.IPPROTO_TCP {
-		q.States = connected()
+		// A handshake that is nearly done is about to be queued: who stops a service must know. (With
+		// TCP_DEFER_ACCEPT it is not done before the client sends something.)
+		q.States = append(connected(), sockdiag.SynReceived)
 	}
 	youngest := make(map[*watched]time.Duration) // age of the newest payload
 	begin := func() {
@@ -244,6 +246,7 @@ func (d due) see(protocol uint8, row *sockdiag.Inet, youngest map[*watched]time.
 		if row.ReceiveQ != 0 {
 			d.Queued = 1
 		}
+	case d.ignores(row.Peer.Addr()):
 	case row.Inode != 0:
 		d.Open++
 		d.Peers ^= mix(row.Cookie)
@@ -253,7 +256,7 @@ func (d due) see(protocol uint8, row *sockdiag.Inet, youngest map[*watched]time.
 				youngest[d.watched] = age
 			}
 		}
-	case row.State == sockdiag.Established || row.State == sockdiag.CloseWait:
+	case row.State == sockdiag.Established, row.State == sockdiag.CloseWait, row.State == sockdiag.SynReceived:
 		d.Queued++ // other states without a process were closed by theirs
 	}
 }

@@ -1,6 +1,8 @@
 package activity
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,22 +26,51 @@ func eachSocket(roots []int, each func(pid, fd int, inode uint32)) {
 }
 
 // eachProcess calls each once for each of roots and their descendants, parents first, with its
-// directory in /proc.
+// directory in /proc. roots may repeat, and be descendants of one another.
 func eachProcess(roots []int, each func(pid int, dir string)) {
-	seen := make(map[int]bool)
-	for next := roots; len(next) > 0; {
-		var children []int
-		for _, pid := range next {
-			if seen[pid] {
-				continue
-			}
-			seen[pid] = true
-			dir := "/proc/" + strconv.Itoa(pid)
-			each(pid, dir)
-			children = append(children, childrenOf(dir)...)
-		}
-		next = children
+	isRoot := make(map[int]bool, len(roots))
+	for _, pid := range roots {
+		isRoot[pid] = true
 	}
+	var tops, others []int // of roots: those whose parent is another one come later
+	for _, pid := range roots {
+		if len(roots) > 1 && isRoot[parentOf(pid)] {
+			others = append(others, pid)
+		} else {
+			tops = append(tops, pid)
+		}
+	}
+	seen := make(map[int]bool)
+	for _, next := range [][]int{tops, others} {
+		for len(next) > 0 {
+			var children []int
+			for _, pid := range next {
+				if seen[pid] {
+					continue
+				}
+				seen[pid] = true
+				dir := "/proc/" + strconv.Itoa(pid)
+				each(pid, dir)
+				children = append(children, childrenOf(dir)...)
+			}
+			next = children
+		}
+	}
+}
+
+// parentOf returns the parent of a process; zero where that cannot be read.
+func parentOf(pid int) int {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	var state string
+	var parent int
+	// The name of the program is in parentheses, and may hold some.
+	if _, err := fmt.Sscan(string(b[bytes.LastIndexByte(b, ')')+1:]), &state, &parent); err != nil {
+		return 0
+	}
+	return parent
 }
 
 func eachSocketOf(dir string, each func(fd int, inode uint32)) {

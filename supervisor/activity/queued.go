@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +22,8 @@ func (t *Tracker) Queued(ctx context.Context, keys []uint32) (ids []uint64, err 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, key := range keys {
-		w := t.sockets[key]
-		if err := ctx.Err(); err != nil {
+		w, err := t.find(ctx, key)
+		if err != nil {
 			return nil, err
 		}
 		var more []uint64
@@ -43,17 +45,39 @@ func (t *Tracker) Queued(ctx context.Context, keys []uint32) (ids []uint64, err 
 	return ids, nil
 }
 
+// find returns a socket of which something is asked.
+func (t *Tracker) find(ctx context.Context, key uint32) (*watched, error) {
+	w := t.sockets[key]
+	switch {
+	case t.closed:
+		return nil, errors.New(closedTracker)
+	case w == nil:
+		return nil, errors.New(notWatched)
+	}
+	return w, ctx.Err()
+}
+
 func (t *Tracker) queuedTCP(w *watched) (ids []uint64, err error) {
+	err = t.eachQueued(w, func() { ids = nil }, func(row *sockdiag.Inet) { ids = append(ids, row.Cookie) })
+	return ids, err
+}
+
+// eachQueued calls each for every connection in the accept queue of a TCP socket; begin and each as
+// for sockdiag.Conn.Inet.
+func (t *Tracker) eachQueued(w *watched, begin func(), each func(*sockdiag.Inet)) error {
 	q := sockdiag.Query{
 		Family: w.domain, Protocol: w.protocol, Ports: []uint16{w.port},
-		States: []sockdiag.State{sockdiag.Established, sockdiag.CloseWait},
+		States: []sockdiag.State{sockdiag.Established, sockdiag.CloseWait, sockdiag.SynReceived},
 	}
-	err = t.sockdiag.Inet(q, func() { ids = nil }, func(row *sockdiag.Inet) {
-		if owns, _ := w.owns(row.Local); owns && row.Inode == 0 {
-			ids = append(ids, row.Cookie)
+	return t.sockdiag.Inet(q, begin, func(row *sockdiag.Inet) {
+		// A handshake is not queued yet, unless it is TCP Fast Open: then there is a socket with timers.
+		if row.State == sockdiag.SynReceived && !row.Timed || row.Inode != 0 {
+			return
+		}
+		if owns, _ := w.owns(row.Local); owns {
+			each(row)
 		}
 	})
-	return ids, err
 }
 
 func (t *Tracker) queuedUnix(w *watched) (ids []uint64, err error) {
@@ -71,21 +95,45 @@ func (t *Tracker) queuedUnix(w *watched) (ids []uint64, err error) {
 	return ids, err
 }
 
-// queuedDatagram looks at the head of the queue without taking it. A client that
-// sends the same again and again looks as if nothing was taken.
+// queuedDatagram looks at the head of the queue without taking it. The time at which a datagram came is
+// part of its identity, so that a client may send the same again and again. Some have no time: Unix
+// datagrams, and those of UDP that came before the first call for this socket. Segments of one send (UDP_SEGMENT)
+// share theirs. Where such ones are equal, it looks as if nothing had been taken. (To have times from the start would
+// cost: a socket that wants them makes the kernel note them for every packet of the machine, 2 % of the CPU per datagram.)
 func (w *watched) queuedDatagram() ([]uint64, error) {
-	var b [512]byte
-	n, from, err := unix.Recvfrom(w.FD, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+	var b, control [512]byte
+	if w.Address.Network == activation.UDP {
+		stamp(w.FD) // from now on peeking takes the time along
+	}
+	asked := time.Now().UnixNano()
+	n, controls, _, from, err := unix.Recvmsg(w.FD, b[:], control[:], unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 	if errors.Is(err, unix.EAGAIN) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	var came int64
+	if w.Address.Network == activation.UDP {
+		if came = stamp(w.FD); came >= asked {
+			came = 0 // it has none
+		}
+	}
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%d %+v ", n, from)
+	fmt.Fprintf(h, "%d %+v %d ", n, from, came)
 	h.Write(b[:min(n, len(b))])
+	h.Write(control[:controls]) // the time, where the program wants it there (SO_TIMESTAMP)
 	return []uint64{h.Sum64()}, nil
+}
+
+// stamp returns the time, in nanoseconds of the wall clock, at which the datagram came that was read or peeked
+// at last (SIOCGSTAMPNS, socket(7)); where it has none, the time of this call. It makes the kernel note the times
+// of all that come from about now on, for as long as the socket lives. Programs that read the socket see nothing of it.
+func stamp(fd int) int64 {
+	var t unix.Timespec
+	// It fails before the first datagram, and leaves zero.
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCGSTAMPNS, uintptr(unsafe.Pointer(&t)))
+	return t.Nano()
 }
 
 func (w *watched) queuedBytes() ([]uint64, error) {

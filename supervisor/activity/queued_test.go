@@ -2,12 +2,14 @@ package activity
 
 import (
 	"crypto/rand"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +81,75 @@ func TestQueued(t *testing.T) {
 				t.Errorf("got %v after it was taken", got)
 			}
 		})
+	}
+}
+
+// A client that sends the same again and again does not hide that one was taken, nor does it look so
+// when none was.
+func TestQueuedSameAgain(t *testing.T) {
+	nettest.Need(t, nettest.Namespaces)
+	t.Parallel()
+	for text, host := range map[string]string{"udp://127.0.0.1:0": "127.0.0.1", "udp://[::1]:0": "::1", "udp://:0": "127.0.0.1"} {
+		for _, stamped := range []int{0, 1} { // by the program itself
+			t.Run(fmt.Sprintf("%s %d", text, stamped), func(t *testing.T) {
+				t.Parallel()
+				s := mustOpen(t, text, activation.Options{})
+				tr := mustWatch(t, s, SockDiag)
+				if err := unix.SetsockoptInt(s.FD(), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, stamped); err != nil {
+					t.Fatal(err)
+				}
+				c, err := net.Dial("udp", net.JoinHostPort(host, strconv.Itoa(int(s.Address().Port))))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				send := func(message string) {
+					t.Helper()
+					if _, err := c.Write([]byte(message)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				queued := func() uint64 {
+					t.Helper()
+					ids, err := tr.Queued(t.Context(), []uint32{7})
+					if err != nil || len(ids) != 1 {
+						t.Fatalf("got %v, %v, want one", ids, err)
+					}
+					return ids[0]
+				}
+				take := func() {
+					t.Helper()
+					if err := takeDatagram(s.FD()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				nettest.Eventually(t, func() error { // the kernel begins to note the time when it has time
+					var ids [2]uint64
+					for i := range ids {
+						send("probe")
+						ids[i] = queued()
+						take()
+					}
+					if ids[0] == ids[1] {
+						return fmt.Errorf("got %x twice", ids[0])
+					}
+					return nil
+				})
+				for _, message := range []string{"ping", ""} {
+					send(message)
+					before := queued()
+					send(message)
+					if got := queued(); got != before {
+						t.Errorf("%q: got %x, want %x as before: nothing was taken", message, got, before)
+					}
+					take()
+					if got := queued(); got == before {
+						t.Errorf("%q: got %x as before, but one was taken", message, got)
+					}
+					take()
+				}
+			})
+		}
 	}
 }
 

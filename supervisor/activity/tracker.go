@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +25,10 @@ type Socket struct {
 	Address    activation.Address // as bound, with the port the kernel chose
 	FD         int                // borrowed; open for as long as the socket is watched
 	Accounting Accounting
+	// Ignore are sources whose connections do not matter (health checkers): they count neither in Open,
+	// Queued and Peers of a Summary nor for its Last and LastPayload, but in its In and Out, and Flows, Queued and
+	// Waiting of the Tracker show them. TCP only. A client of IPv4 compares as such also on a dual-stack socket.
+	Ignore []netip.Prefix
 }
 
 // Options of a Tracker.
@@ -38,20 +44,21 @@ const retryAfter = 10 * time.Second
 
 // Tracker asks the witnesses. It is safe for concurrent use.
 type Tracker struct {
+	log   *slog.Logger
 	table string
 
 	// One look at a time: the sockets to the kernel are shared, and a look is too
 	// short for more. Everything below is guarded by mu.
 	mu        sync.Mutex
 	sockets   map[uint32]*watched
-	keys      []ledger.Key // of all sockets that want the ledger
 	closed    bool
 	ledger    *ledger.Ledger // nil: there is none
 	tried     time.Time      // when it was last attempted to make the ledger
 	sockdiag  *sockdiag.Conn
 	conntrack *conntrack.Conn
-	sysctl    accountingSwitch
+	sysctl    activation.Switch
 	missing   [witnesses]string // what is not to be had, by witness; empty: all is well
+	warned    [witnesses]bool   // that it is missing
 }
 
 // witness names what can be missing.
@@ -65,33 +72,109 @@ const (
 	witnesses
 )
 
-const closedTracker = "the tracker is closed"
+const (
+	closedTracker = "the tracker is closed"
+	notWatched    = "the socket is not watched"
+)
 
 // New opens what the kernel permits and starts to account for the sockets, in one
 // go so that thousands cost one transaction. It always succeeds: what is missing is
 // said in the Summary of each socket that wants it, and logged once.
 func New(opts Options, sockets []Socket) *Tracker {
 	t := &Tracker{
+		log:       opts.Logger,
 		table:     opts.Table,
 		sockets:   make(map[uint32]*watched, len(sockets)),
 		sockdiag:  sockdiag.New(),
 		conntrack: conntrack.New(),
 	}
 	for _, s := range sockets {
-		w := watch(s)
-		t.sockets[s.Key] = w
-		if w.account != (ledger.Key{}) {
-			t.keys = append(t.keys, w.account)
-		}
+		t.sockets[s.Key] = watch(s)
 	}
-	if len(t.keys) > 0 {
+	if t.wantsLedger() {
 		t.openLedger(time.Now())
 		t.probeConntrack()
 	}
-	for _, what := range t.Missing() {
-		opts.Logger.Warn("activity is known only in part", slog.String("missing", what))
-	}
+	t.warn()
 	return t
+}
+
+// Add starts to watch one more socket, as if New had been given it; the accounts of the others
+// go on. A socket with the same key that is watched already is replaced. Where it has the
+// same address, its account goes on, too.
+func (t *Tracker) Add(s Socket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	old, w := t.sockets[s.Key], watch(s)
+	t.sockets[s.Key] = w
+	if old != nil && old.account == w.account {
+		w.counted, w.countedBefore = old.counted, old.countedBefore
+	}
+	if old != nil && old.accounted() {
+		t.settle(old.account)
+	}
+	if w.accounted() {
+		t.settle(w.account)
+		t.probeConntrack()
+	}
+	t.warn()
+}
+
+// settle makes the ledger keep an account, or keep it no longer, as the sockets want it now.
+func (t *Tracker) settle(key ledger.Key) {
+	a, wanted := t.accounts(func(k ledger.Key) bool { return k == key })[key]
+	var err error
+	switch {
+	case t.ledger == nil && wanted:
+		t.openLedger(time.Now())
+	case t.ledger == nil:
+	case wanted:
+		err = t.ledger.Put(a)
+	default:
+		err = t.ledger.Remove(key)
+	}
+	if err != nil { // a new ledger has the accounts that are wanted
+		t.log.Warn("activity begins anew", slog.Any("err", errors.Join(err, t.loseLedger(time.Now()))))
+	}
+}
+
+// wantsLedger says whether any socket has an account.
+func (t *Tracker) wantsLedger() bool {
+	for _, w := range t.sockets {
+		if w.accounted() {
+			return true
+		}
+	}
+	return false
+}
+
+// accounts returns those of the accounts that the sockets want.
+func (t *Tracker) accounts(those func(ledger.Key) bool) map[ledger.Key]ledger.Account {
+	all := make(map[ledger.Key]ledger.Account)
+	for _, w := range t.sockets {
+		if !w.accounted() || !those(w.account) {
+			continue
+		}
+		a := ledger.Account{Key: w.account, Ignored: w.Ignore}
+		if other, shared := all[w.account]; shared && !slices.Equal(other.Ignored, a.Ignored) {
+			a.Ignored = nil // what one of them ignores wakes the other
+		}
+		all[w.account] = a
+	}
+	return all
+}
+
+// warn logs what is missing, once.
+func (t *Tracker) warn() {
+	for i, what := range t.missing {
+		if what != "" && !t.warned[i] {
+			t.warned[i] = true
+			t.log.Warn("activity is known only in part", slog.String("missing", what))
+		}
+	}
 }
 
 // openLedger makes the ledger where there is none, unless it failed a moment ago. The accounts start
@@ -100,7 +183,8 @@ func (t *Tracker) openLedger(now time.Time) {
 	if t.ledger != nil || now.Sub(t.tried).Abs() < retryAfter {
 		return
 	}
-	l, err := ledger.Open(t.table, t.keys, true)
+	all := t.accounts(func(ledger.Key) bool { return true })
+	l, err := ledger.Open(t.table, slices.Collect(maps.Values(all)), true)
 	if err != nil {
 		t.tried = now
 		t.missing[nftablesWitness] = explain("nftables", err)
@@ -130,7 +214,7 @@ func (t *Tracker) probeConntrack() {
 		return
 	}
 	t.missing[conntrackWitness], t.missing[countersWitness] = "", ""
-	if err := t.sysctl.on(); err != nil {
+	if err := countFlows(&t.sysctl); err != nil {
 		t.missing[countersWitness] = fmt.Sprintf("counters of flows: %v", err)
 	}
 }
@@ -153,7 +237,7 @@ func (t *Tracker) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true // a late Look opens nothing
-	err := errors.Join(t.sysctl.restore(), t.sockdiag.Close(), t.conntrack.Close())
+	err := errors.Join(t.sysctl.Restore(), t.sockdiag.Close(), t.conntrack.Close())
 	if t.ledger != nil {
 		err = errors.Join(err, t.ledger.Close())
 		t.ledger = nil
@@ -173,7 +257,7 @@ func (t *Tracker) Look(ctx context.Context, now time.Time, keys []uint32) []Summ
 		w, s := t.sockets[key], &summaries[i]
 		switch {
 		case w == nil:
-			s.Why = "the socket is not watched"
+			s.Why = notWatched
 		case t.closed:
 			s.Why = closedTracker
 		default:

@@ -36,6 +36,12 @@ type counted struct{ in, out Counters }
 // watch examines a socket.
 func watch(s Socket) *watched {
 	w := &watched{Socket: s}
+	w.Ignore = nil
+	if s.Address.Network == activation.TCP {
+		for _, p := range s.Ignore {
+			w.Ignore = append(w.Ignore, unmapped(p))
+		}
+	}
 	if err := w.examine(); err != nil {
 		w.problem = fmt.Sprintf("examine socket: %v", err)
 	}
@@ -78,6 +84,27 @@ func (w *watched) examine() error {
 		w.account = w.key()
 	}
 	return nil
+}
+
+// accounted says whether the socket has an account in the ledger.
+func (w *watched) accounted() bool { return w.account != ledger.Key{} }
+
+// unmapped returns a prefix of IPv4-mapped addresses as one of IPv4.
+func unmapped(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p
+}
+
+// ignores says whether connections from this address do not matter.
+func (w *watched) ignores(peer netip.Addr) bool {
+	for _, p := range w.Ignore {
+		if p.Contains(peer) {
+			return true
+		}
+	}
+	return false
 }
 
 // unknowable says why nothing can be known about the socket; empty: fine. The program has the socket

@@ -23,6 +23,7 @@ const (
 // Config is everything a configuration says. It is not changed after Load.
 type Config struct {
 	Control  string                // path of the control socket
+	Global   supervisor.Global     // what bounds all services together
 	Services []*supervisor.Service // in the order of Files and, within a file, of appearance
 	Files    []string              // the files that were read, sorted by name
 }

@@ -65,8 +65,8 @@ func TestInvalid(t *testing.T) {
 			}
 		})
 	}
-	if stories < 45 {
-		t.Errorf("got %d broken configurations, want at least 45", stories)
+	if stories < 65 {
+		t.Errorf("got %d broken configurations, want at least 65", stories)
 	}
 }
 
@@ -135,9 +135,19 @@ func TestValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	number := func(n int) *int { return &n }
+	prefix := netip.MustParsePrefix
+	everybody := &activation.Access{Deny: []netip.Prefix{prefix("0.0.0.0/0")}}
+	start := supervisor.Start{Timeout: supervisor.DefaultStartTimeout}
+	limits := supervisor.Limits{SourcePrefix: supervisor.DefaultSourcePrefix}
 	want := []*supervisor.Service{{
-		Name:    "inetd",
-		Sockets: []activation.Spec{{Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("127.0.0.1"), Port: 2000}, Name: "inetd"}},
+		Name: "inetd",
+		Sockets: []activation.Spec{{
+			Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("127.0.0.1"), Port: 2000}, Name: "inetd",
+			Options: activation.Options{Access: &activation.Access{
+				Allow: []netip.Prefix{prefix("192.0.2.0/24"), prefix("2001:db8::/32"), prefix("198.51.100.7/32")},
+				Deny:  []netip.Prefix{prefix("192.0.2.128/25"), prefix("::1/128")},
+			}},
+		}},
 		Accept:  true,
 		Handoff: supervisor.Stdio,
 		Exec: process.Exec{
@@ -147,7 +157,13 @@ func TestValues(t *testing.T) {
 			EnvironmentFiles: []string{"/etc/default/inetd-style", "-/etc/default/inetd-style.local"},
 			UCSPIEnv:         true,
 		},
-		Stop:       supervisor.DefaultStop(),
+		Start:   start,
+		Stop:    supervisor.DefaultStop(),
+		Restart: supervisor.Restart{Delay: 2 * time.Second, MaxDelay: 48 * time.Hour, Interval: time.Hour, OnFailure: supervisor.Reject},
+		Limits: supervisor.Limits{
+			MaxConnections: 40, MaxConnectionsPerSource: 5, SourcePrefix: 48, Overflow: supervisor.OverflowQueue,
+			AcceptRate: supervisor.Rate{Count: 100, Per: time.Second}, AcceptRatePerSource: supervisor.Rate{Count: 5, Per: 90 * time.Second},
+		},
 		Accounting: activity.Conntrack,
 	}, {
 		Name: "every",
@@ -157,11 +173,11 @@ func TestValues(t *testing.T) {
 				Backlog: 128, Family: activation.FamilyDual, Device: "eth0", ReusePort: true, FreeBind: true, Transparent: true,
 				KeepAlive: true, KeepAliveTime: time.Minute, KeepAliveInterval: 10 * time.Second, KeepAliveProbes: 3,
 				NoDelay: true, DeferAccept: 5 * time.Second, Congestion: "reno", ReceiveBuffer: 1 << 20, SendBuffer: 65536,
-				Mark: number(1), Priority: number(6), TOS: number(16), TTL: 64,
+				Mark: number(1), Priority: number(6), TOS: number(16), TTL: 64, Access: everybody,
 			},
 		}, {
 			Address: activation.Address{Network: activation.UDP, Port: 2001}, Name: "every",
-			Options: activation.Options{Family: activation.FamilyIPv4, Broadcast: true, Mark: number(0)},
+			Options: activation.Options{Family: activation.FamilyIPv4, Broadcast: true, Mark: number(0), Access: everybody},
 		}, {
 			Address: activation.Address{Network: activation.Unixpacket, Path: "/run/every/admin.sock"}, Name: "admin",
 			Options: activation.Options{
@@ -172,9 +188,15 @@ func TestValues(t *testing.T) {
 			Address: activation.Address{Network: activation.FIFO, Path: "/run/every/fifo"}, Name: "every",
 			Options: activation.Options{PipeSize: 64 << 10, Mode: 0o600},
 		}},
-		Exec:       process.Exec{Command: []string{"/usr/bin/every"}, WorkingDirectory: "/var/lib/every", Environment: []string{"EMPTY=", "LANG=C.UTF-8"}},
-		Idle:       supervisor.Idle{When: activity.NoTraffic, StopAfter: time.Minute},
-		Stop:       supervisor.Stop{Signal: syscall.SIGINT, Timeout: 20 * time.Second},
+		Exec:  process.Exec{Command: []string{"/usr/bin/every"}, WorkingDirectory: "/var/lib/every", Environment: []string{"EMPTY=", "LANG=C.UTF-8"}},
+		Idle:  supervisor.Idle{When: activity.NoTraffic, StopAfter: time.Minute},
+		Start: supervisor.Start{Timeout: time.Minute},
+		Stop: supervisor.Stop{
+			Command: []string{"/usr/bin/every-ctl", "stop", ""}, KillMode: supervisor.KillMixed,
+			Signal: syscall.SIGINT, FinalSignal: syscall.SIGQUIT, Timeout: 20 * time.Second,
+		},
+		Restart:    supervisor.DefaultRestart(),
+		Limits:     supervisor.Limits{SourcePrefix: 64, WakeRate: supervisor.Rate{Count: 3, Per: 10 * time.Second}},
 		Accounting: activity.SockDiag,
 	}, {
 		Name: "short",
@@ -184,11 +206,34 @@ func TestValues(t *testing.T) {
 		},
 		Exec:       process.Exec{Command: []string{"/usr/bin/short"}},
 		Idle:       supervisor.Idle{StopAfter: 50 * time.Millisecond},
+		Stop:       supervisor.Stop{Signal: syscall.SIGTERM, FinalSignal: syscall.SIGKILL, Timeout: 90 * time.Second, KillMode: supervisor.KillProcess},
+		Restart:    supervisor.DefaultRestart(),
+		Limits:     limits,
+		Accounting: activity.Conntrack,
+	}, {
+		Name: "quiet",
+		Sockets: []activation.Spec{{
+			Address: activation.Address{Network: activation.TCP, Port: 2003}, Name: "quiet", Options: activation.Options{DeferAccept: 30 * time.Second},
+		}, {
+			Address: activation.Address{Network: activation.TCP, Port: 2004}, Name: "quiet", Options: activation.Options{DeferAccept: 5 * time.Second},
+		}},
+		Exec:       process.Exec{Command: []string{"/usr/bin/quiet"}},
+		Wake:       supervisor.Wake{Ignore: []netip.Prefix{prefix("10.0.0.1/32"), prefix("2001:db8::/32")}, MinBytes: 16},
+		Start:      start,
 		Stop:       supervisor.DefaultStop(),
+		Restart:    supervisor.DefaultRestart(),
+		Limits:     limits,
 		Accounting: activity.Conntrack,
 	}}
-	if diff := cmp.Diff(want, c.Services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	same := cmp.Options{
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	}
+	if diff := cmp.Diff(want, c.Services, same); diff != "" {
 		t.Errorf("services (-want +got):\n%s", diff)
+	}
+	if got, want := c.Global, (supervisor.Global{MaxProcesses: 500, MaxLoad: 7.5, NoParking: true}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
@@ -201,7 +246,12 @@ func fields(v reflect.Value, name string, set map[string]bool) {
 		for i := range v.NumField() {
 			fields(v.Field(i), name+"."+v.Type().Field(i).Name, set)
 		}
-	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct:
+	case v.Type() == reflect.TypeFor[*activation.Access]():
+		set[name] = set[name] || !v.IsNil()
+		if !v.IsNil() {
+			fields(v.Elem(), name, set)
+		}
+	case v.Kind() == reflect.Slice && v.Type().Elem() == reflect.TypeFor[activation.Spec]():
 		for i := range v.Len() {
 			fields(v.Index(i), name, set)
 		}
@@ -287,11 +337,17 @@ func TestDefaults(t *testing.T) {
 	want := &supervisor.Service{
 		Name:    "web",
 		Sockets: []activation.Spec{{Address: activation.Address{Network: activation.TCP, Port: 80}, Name: "web"}},
+		Start:   supervisor.Start{Timeout: 90 * time.Second},
 		Stop:    supervisor.DefaultStop(),
+		Restart: supervisor.DefaultRestart(),
+		Limits:  supervisor.Limits{SourcePrefix: 64},
 	}
 	want.Exec.Command = []string{"/bin/web", ""}
 	if got := c.Services[0]; !reflect.DeepEqual(want, got) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if got := c.Global; got != (supervisor.Global{}) {
+		t.Errorf("got bounds %+v, want none", got)
 	}
 }
 
@@ -308,38 +364,6 @@ func TestReference(t *testing.T) {
 			}
 		}
 	}
-}
-
-func FuzzLoad(f *testing.F) {
-	for _, pattern := range []string{"valid/*.toml", "invalid/*.toml"} {
-		files, _ := filepath.Glob(filepath.Join(testdata, pattern))
-		for _, name := range files {
-			text, err := os.ReadFile(name)
-			if err != nil {
-				f.Fatal(err)
-			}
-			f.Add(string(text))
-		}
-	}
-	f.Add("\x02") // the decoder gives position -1
-	f.Fuzz(func(t *testing.T, text string) {
-		d := newDecoder()
-		d.file("f.toml", text, nil)
-		d.finish()
-		for _, p := range d.problems() {
-			if p.Line < 1 || p.Line > 1+strings.Count(text, "\n") {
-				t.Errorf("line %d is not in the text: %s", p.Line, p)
-			}
-			if p.Text == "" {
-				t.Errorf("no text in %+v", p)
-			}
-		}
-		for _, s := range d.config.Services {
-			if len(d.findings) == 0 && (len(s.Sockets) == 0 || len(s.Exec.Command) == 0 || s.Stop.Signal == 0 || s.Stop.Timeout <= 0) {
-				t.Errorf("a service that is not whole: %+v", s)
-			}
-		}
-	})
 }
 
 func write(tb testing.TB, dir, name, text string) string {

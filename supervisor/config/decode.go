@@ -38,6 +38,7 @@ type decoder struct {
 	meant   []string   // the keys that unknown ones of the service were probably meant to be
 	service *supervisor.Service
 	socket  *socketDraft
+	access  activation.Access // of the service
 }
 
 func newDecoder() *decoder {
@@ -181,11 +182,15 @@ func (d *decoder) unknown(t *table, name string, raw any) {
 		note("; did you mean %q?", near)
 		return
 	}
+	var others []string
 	for _, other := range d.schema.tables() {
 		if other.byName[name] != nil {
-			note("; it belongs in %s", other.title)
-			return
+			others = append(others, other.title)
 		}
+	}
+	if len(others) > 0 {
+		note("; it belongs in %s", strings.Join(others, " or "))
+		return
 	}
 	if m, ok := raw.(map[string]any); ok && t == &d.schema.service && (m["listen"] != nil || m["command"] != nil) {
 		d.meant = append(d.meant, "listen", "command")

@@ -27,7 +27,8 @@ type table struct {
 // A schema is every table that the configuration has. It drives decoding, suggestions
 // and the reference.
 type schema struct {
-	root, hibergated, service, idle, stop, listen table
+	root, hibergated, service, listen                table
+	idle, wake, start, stop, restart, limits, access table
 }
 
 func newSchema() *schema {
@@ -35,9 +36,14 @@ func newSchema() *schema {
 		root:       table{title: "the top level", keys: rootKeys()},
 		hibergated: table{title: "[hibergated]", keys: hibergatedKeys()},
 		service:    table{title: "[service.NAME]", keys: serviceKeys()},
-		idle:       table{title: "[service.NAME.idle]", keys: idleKeys()},
-		stop:       table{title: "[service.NAME.stop]", keys: stopKeys()},
 		listen:     table{title: "a table in listen", keys: listenKeys()},
+		idle:       table{title: "[service.NAME.idle]", keys: idleKeys()},
+		wake:       table{title: "[service.NAME.wake]", keys: wakeKeys()},
+		start:      table{title: "[service.NAME.start]", keys: startKeys()},
+		stop:       table{title: "[service.NAME.stop]", keys: stopKeys()},
+		restart:    table{title: "[service.NAME.restart]", keys: restartKeys()},
+		limits:     table{title: "[service.NAME.limits]", keys: limitsKeys()},
+		access:     table{title: "[service.NAME.access]", keys: accessKeys()},
 	}
 	for _, t := range s.tables() {
 		t.byName = make(map[string]*key, len(t.keys))
@@ -49,7 +55,10 @@ func newSchema() *schema {
 }
 
 func (s *schema) tables() []*table {
-	return []*table{&s.root, &s.hibergated, &s.service, &s.listen, &s.idle, &s.stop}
+	return []*table{
+		&s.root, &s.hibergated, &s.service, &s.listen,
+		&s.idle, &s.wake, &s.start, &s.stop, &s.restart, &s.limits, &s.access,
+	}
 }
 
 // The keys are functions and no variables: what a setter writes to is found through the
@@ -73,6 +82,19 @@ func hibergatedKeys() []key {
 			"accounting", `"auto", "conntrack" or "sock-diag"`, `"auto"`, "`accounting` of the services that do not set it", 0,
 			func(d *decoder, raw any) { d.accounting(raw, &d.defaultAccounting) },
 		},
+		{
+			"max_processes", "integer", "no limit", "how many processes that hibergated started may run at a time, of all services together; more starts wait; 0: no limit", 0,
+			func(d *decoder, raw any) { d.integer(raw, 0, maxProcesses, &d.config.Global.MaxProcesses) },
+		},
+		{
+			"max_load", "number", "no limit", "nothing is started while the load average of the last minute is above it", 0,
+			(*decoder).maxLoad,
+		},
+		{
+			"parking", `"auto" or "off"`, `"auto"`,
+			"whether new TCP connections are parked in a second socket while a service stops; needs `net.ipv4.tcp_migrate_req = 1`, which hibergated sets where it may", 0,
+			(*decoder).parking,
+		},
 	}
 }
 
@@ -92,7 +114,7 @@ func serviceKeys() []key {
 		},
 		{
 			"command", "array of strings", "required", "the program, as an absolute path, and its arguments; no shell", 0,
-			(*decoder).command,
+			func(d *decoder, raw any) { d.command(raw, &d.service.Exec.Command) },
 		},
 		{
 			"argv0", "string", "the path of the program", "the name under which the program sees itself", 0,
@@ -139,8 +161,28 @@ func serviceKeys() []key {
 			func(d *decoder, raw any) { d.table(&d.schema.idle, raw) },
 		},
 		{
-			"stop", "table", "", "how its process is ended", 0,
+			"wake", "table", "", "which clients wake it", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.wake, raw) },
+		},
+		{
+			"start", "table", "", "what a start may take", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.start, raw) },
+		},
+		{
+			"stop", "table", "", "how its processes are ended", 0,
 			func(d *decoder, raw any) { d.table(&d.schema.stop, raw) },
+		},
+		{
+			"restart", "table", "", "what follows when it fails", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.restart, raw) },
+		},
+		{
+			"limits", "table", "", "what clients can make it cost", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.limits, raw) },
+		},
+		{
+			"access", "table", "", "which clients may connect", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.access, raw) },
 		},
 	}
 }
@@ -154,19 +196,6 @@ func idleKeys() []key {
 		{
 			"stop_after", "duration", "never", "how long a service is idle before it is stopped; at least 50ms", 0,
 			(*decoder).stopAfter,
-		},
-	}
-}
-
-func stopKeys() []key {
-	return []key{
-		{
-			"signal", "signal", `"SIGTERM"`, "what asks the processes to end: a name with or without SIG, or a number", 0,
-			(*decoder).signal,
-		},
-		{
-			"timeout", "duration", `"90s"`, "how long they have before they are killed", 0,
-			func(d *decoder, raw any) { d.duration(raw, 1, &d.service.Stop.Timeout) },
 		},
 	}
 }
@@ -238,6 +267,8 @@ func Reference() string {
 		}
 	}
 	b.WriteString("\nA duration is a string with units: `\"50ms\"`, `\"5s\"`, `\"1m30s\"`, `\"2d\"`. A size is a number of bytes or\n" +
-		"a string with a unit of base 1024: `\"64K\"`, `\"1M\"`, `\"1G\"`. An octal string is `\"0660\"`.\n")
+		"a string with a unit of base 1024: `\"64K\"`, `\"1M\"`, `\"1G\"`. An octal string is `\"0660\"`.\n" +
+		"A rate is a number and a duration: `\"100/1s\"`, `\"5/10m\"`; `\"100/s\"` is short for `\"100/1s\"`. A prefix is an\n" +
+		"IP address, or one with the number of its leading bits that count: `\"192.0.2.7\"`, `\"192.0.2.0/24\"`, `\"2001:db8::/32\"`.\n")
 	return b.String()
 }

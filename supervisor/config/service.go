@@ -78,8 +78,14 @@ func (d *decoder) oneService(name string, raw any) {
 		d.wrong("is already defined")
 		d.other(first, "service", name)
 	}
-	s := &supervisor.Service{Name: strings.Clone(name), Stop: supervisor.DefaultStop()}
-	d.service, d.meant = s, d.meant[:0]
+	s := &supervisor.Service{
+		Name:    strings.Clone(name),
+		Start:   supervisor.Start{Timeout: supervisor.DefaultStartTimeout},
+		Stop:    supervisor.DefaultStop(),
+		Restart: supervisor.DefaultRestart(),
+		Limits:  supervisor.Limits{SourcePrefix: supervisor.DefaultSourcePrefix},
+	}
+	d.service, d.meant, d.access = s, d.meant[:0], activation.Access{}
 	// The service is read even so: its own problems are to be told too.
 	if !again {
 		d.named[s.Name] = d.source
@@ -95,6 +101,10 @@ func (d *decoder) oneService(name string, raw any) {
 	}
 	d.checkHandoff(since, keys)
 	d.checkIdle(since, keys)
+	d.checkWake(since, keys)
+	d.checkLifecycle(since, keys)
+	d.checkLimits(since, keys)
+	d.checkAccess(since)
 	if !again { // a copy of a service conflicts with all that the service has
 		d.checkConflicts(keys)
 	}
@@ -189,13 +199,13 @@ func (d *decoder) handoff(raw any) {
 
 // command reads the program and its arguments. A command line in one string is the
 // mistake that everybody makes once: the problem shows the array to write.
-func (d *decoder) command(raw any) {
+func (d *decoder) command(raw any, to *[]string) {
 	if line, ok := raw.(string); ok {
 		d.wrong("must be an array of strings: %s", array(strings.Fields(line)))
 		return
 	}
 	first := true
-	d.texts(raw, &d.service.Exec.Command, func(d *decoder, raw any, to *string) bool {
+	d.texts(raw, to, func(d *decoder, raw any, to *string) bool {
 		if first {
 			first = false
 			return d.absolute(raw, to)

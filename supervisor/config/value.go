@@ -6,10 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"hibergate/supervisor/activity"
 )
@@ -339,34 +336,4 @@ func (d *decoder) texts(raw any, to *[]string, element func(d *decoder, raw any,
 		*to = out
 	}
 	return ok
-}
-
-// signal reads "SIGTERM", "TERM" or a number.
-func (d *decoder) signal(raw any) {
-	const want = `must be a signal such as "SIGTERM" or a number from 1 to 64`
-	switch v := raw.(type) {
-	case int64:
-		if v < 1 || v > 64 {
-			d.wrong("%s, got %d", want, v)
-			return
-		}
-		d.service.Stop.Signal = syscall.Signal(v)
-	case string:
-		name := "SIG" + strings.TrimPrefix(v, "SIG")
-		if n := unix.SignalNum(name); n != 0 {
-			d.service.Stop.Signal = n
-			return
-		}
-		var names []string
-		for n := syscall.Signal(1); n < 32; n++ {
-			names = append(names, unix.SignalName(n))
-		}
-		if near := nearest(name, names); near != "" {
-			d.wrong("unknown signal %q; did you mean %q?", v, near)
-			return
-		}
-		d.wrong("%s, got %q", want, v)
-	default:
-		d.wrongType(strings.TrimPrefix(want, "must be "), raw)
-	}
 }

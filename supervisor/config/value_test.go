@@ -43,6 +43,83 @@ func TestParseSize(t *testing.T) {
 	}
 }
 
+func TestParseRate(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]supervisor.Rate{
+		"100/1s": {Count: 100, Per: time.Second}, "100/s": {Count: 100, Per: time.Second}, "5/m": {Count: 5, Per: time.Minute},
+		"5/1m30s": {Count: 5, Per: 90 * time.Second}, "1/d": {Count: 1, Per: 24 * time.Hour}, "7/ms": {Count: 7, Per: time.Millisecond},
+	} {
+		if got, ok := parseRate(text); !ok || got != want {
+			t.Errorf("%q: got %v %v, want %v", text, got, ok, want)
+		}
+	}
+	for _, text := range []string{"", "/", "5", "5/", "/s", "s/5", "-5/s", "+5/s", "5/5", "5/x", "5 / s", "5/s/s", "99999999999/s", "1.5/s"} {
+		if got, ok := parseRate(text); ok {
+			t.Errorf("%q: got %v, want an error", text, got)
+		}
+	}
+}
+
+func TestParsePrefix(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"192.0.2.0/24": "192.0.2.0/24", "192.0.2.7": "192.0.2.7/32", "0.0.0.0/0": "0.0.0.0/0",
+		"2001:db8::/32": "2001:db8::/32", "::1": "::1/128", "::/0": "::/0", "2001:DB8:0::/48": "2001:db8::/48",
+	} {
+		if got, _, ok := parsePrefix(text); !ok || got.String() != want {
+			t.Errorf("%q: got %v %v, want %v", text, got, ok, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"192.0.2.7/24": "192.0.2.0/24", "2001:db8::1/32": "2001:db8::/32", "10.1.2.3/0": "0.0.0.0/0",
+		"::ffff:192.0.2.7": "192.0.2.7/32", "::ffff:192.0.2.0/120": "192.0.2.0/24", "::ffff:192.0.2.7/120": "192.0.2.0/24",
+		"::ffff:0:0/96": "0.0.0.0/0",
+	} {
+		if _, meant, ok := parsePrefix(text); ok || meant.String() != want {
+			t.Errorf("%q: got %v %v, want that %v was meant", text, meant, ok, want)
+		}
+	}
+	for _, text := range []string{"", "192.0.2/24", "192.0.2.0/33", "192.0.2.0/", "/24", "fe80::1%eth0", "fe80::%eth0/64", "localhost", "192.0.2.0/024", "192.0.2.0 /24"} {
+		if p, meant, ok := parsePrefix(text); ok || meant.IsValid() {
+			t.Errorf("%q: got %v and %v, want an error", text, p, meant)
+		}
+	}
+}
+
+// A rate that is one stays the same when it is written again.
+func FuzzParseRate(f *testing.F) {
+	for _, text := range []string{"100/1s", "5/m", "5/1m30s", "0/s", "1/-1s", "1/.5s", "1/2d", "/", "1/s/s"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, ok := parseRate(text)
+		if !ok {
+			return
+		}
+		if again, ok := parseRate(fmt.Sprintf("%d/%v", r.Count, r.Per)); !ok || again != r {
+			t.Errorf("%q: got %v, and from that %v %v", text, r, again, ok)
+		}
+	})
+}
+
+// What is accepted has no bits that do not count, and what is said to be meant is accepted.
+func FuzzParsePrefix(f *testing.F) {
+	for _, text := range []string{"192.0.2.0/24", "192.0.2.7/24", "::1", "::ffff:1.2.3.4/99", "::ffff:1.2.3.4/7", "fe80::1%e/64", "1.2.3.4/33"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		p, meant, ok := parsePrefix(text)
+		if ok && (p != p.Masked() || p.Addr().Is4In6() || p.Addr().Zone() != "" || p != meant) {
+			t.Errorf("%q: got %v", text, p)
+		}
+		if !ok && meant.IsValid() {
+			if again, _, ok := parsePrefix(meant.String()); !ok || again != meant {
+				t.Errorf("%q: %v was meant, from which comes %v %v", text, meant, again, ok)
+			}
+		}
+	})
+}
+
 func TestNearest(t *testing.T) {
 	t.Parallel()
 	words := newSchema().service.names()

@@ -13,6 +13,10 @@ import (
 //	GET  /v1/status?service=NAME&flows=1   200: []supervisor.Status; both parameters are optional
 //	POST /v1/services/NAME/wake            200: supervisor.Status, once the service runs
 //	POST /v1/services/NAME/sleep           200: supervisor.Status, once the service sleeps
+//	POST /v1/services/NAME/restart         200: supervisor.Status, once the service runs again; at once where it sleeps
+//	POST /v1/services/NAME/freeze          200: supervisor.Status, once the service stands still
+//	POST /v1/services/NAME/thaw            200: supervisor.Status
+//	POST /v1/services/NAME/reset           200: supervisor.Status
 //	GET  /v1/version                       200: Version
 //
 // Everything else is an [ErrorReply]. None of them takes a body.
@@ -20,6 +24,10 @@ const (
 	pathStatus  = "/v1/status"
 	pathWake    = "/v1/services/{name}/wake"
 	pathSleep   = "/v1/services/{name}/sleep"
+	pathRestart = "/v1/services/{name}/restart"
+	pathFreeze  = "/v1/services/{name}/freeze"
+	pathThaw    = "/v1/services/{name}/thaw"
+	pathReset   = "/v1/services/{name}/reset"
 	pathVersion = "/v1/version"
 
 	paramService = "service" // the name of one service; absent: all, in the order of the configuration
@@ -42,6 +50,10 @@ type Supervisor interface {
 	Status(ctx context.Context, name string, flows bool) ([]supervisor.Status, error)
 	Wake(ctx context.Context, name string) (supervisor.Status, error)
 	Sleep(ctx context.Context, name string) (supervisor.Status, error)
+	Restart(ctx context.Context, name string) (supervisor.Status, error)
+	Freeze(ctx context.Context, name string) (supervisor.Status, error)
+	Thaw(ctx context.Context, name string) (supervisor.Status, error)
+	Reset(ctx context.Context, name string) (supervisor.Status, error)
 }
 
 // statusCode says how HTTP calls an error of the supervisor.
@@ -49,7 +61,7 @@ func statusCode(err error) int {
 	switch {
 	case errors.Is(err, supervisor.ErrUnknownService):
 		return http.StatusNotFound
-	case errors.Is(err, supervisor.ErrPerConnection):
+	case errors.Is(err, supervisor.ErrPerConnection), errors.Is(err, supervisor.ErrNotRunning):
 		return http.StatusConflict
 	case errors.Is(err, supervisor.ErrShuttingDown):
 		return http.StatusServiceUnavailable

@@ -66,6 +66,26 @@ func (c Client) Sleep(ctx context.Context, name string) (supervisor.Status, erro
 	return c.act(ctx, pathSleep, name)
 }
 
+// Restart returns once the service runs again. One that sleeps stays asleep.
+func (c Client) Restart(ctx context.Context, name string) (supervisor.Status, error) {
+	return c.act(ctx, pathRestart, name)
+}
+
+// Freeze returns once the processes of the service stand still.
+func (c Client) Freeze(ctx context.Context, name string) (supervisor.Status, error) {
+	return c.act(ctx, pathFreeze, name)
+}
+
+// Thaw lets a frozen service run on.
+func (c Client) Thaw(ctx context.Context, name string) (supervisor.Status, error) {
+	return c.act(ctx, pathThaw, name)
+}
+
+// Reset makes the supervisor forget the failures of the service.
+func (c Client) Reset(ctx context.Context, name string) (supervisor.Status, error) {
+	return c.act(ctx, pathReset, name)
+}
+
 func (c Client) act(ctx context.Context, path, name string) (supervisor.Status, error) {
 	var st supervisor.Status
 	body, err := c.do(ctx, http.MethodPost, strings.Replace(path, "{name}", url.PathEscape(name), 1))

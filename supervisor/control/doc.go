@@ -1,5 +1,5 @@
 // Package control lets people and programs ask a running supervisor what its
-// services do, and wake them or put them to sleep: HTTP and JSON over a Unix
+// services do, and wake them, put them to sleep and so on: HTTP and JSON over a Unix
 // socket, so that curl --unix-socket is a client too.
 //
 // It owns the control socket and the lock beside it, which makes the

@@ -179,14 +179,15 @@ func (s *Server) routes(sup Supervisor) http.Handler {
 		}
 		return list, statusCode(err), err
 	})
-	handle(http.MethodPost, pathWake, func(r *http.Request) (any, int, error) {
-		st, err := sup.Wake(r.Context(), r.PathValue("name"))
-		return st, statusCode(err), err
-	})
-	handle(http.MethodPost, pathSleep, func(r *http.Request) (any, int, error) {
-		st, err := sup.Sleep(r.Context(), r.PathValue("name"))
-		return st, statusCode(err), err
-	})
+	for path, act := range map[string]func(context.Context, string) (supervisor.Status, error){
+		pathWake: sup.Wake, pathSleep: sup.Sleep, pathRestart: sup.Restart,
+		pathFreeze: sup.Freeze, pathThaw: sup.Thaw, pathReset: sup.Reset,
+	} {
+		handle(http.MethodPost, path, func(r *http.Request) (any, int, error) {
+			st, err := act(r.Context(), r.PathValue("name"))
+			return st, statusCode(err), err
+		})
+	}
 	handle(http.MethodGet, pathVersion, func(*http.Request) (any, int, error) {
 		return Version{Version: s.opts.Version}, 0, nil
 	})

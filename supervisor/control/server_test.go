@@ -50,6 +50,10 @@ func (f *fake) one(ctx context.Context, name string) (supervisor.Status, error) 
 		return supervisor.Status{}, ctx.Err()
 	case "late":
 		return supervisor.Status{}, supervisor.ErrShuttingDown
+	case "each":
+		return supervisor.Status{}, fmt.Errorf("service %q: %w", name, supervisor.ErrPerConnection)
+	case "asleep":
+		return supervisor.Status{}, fmt.Errorf("freeze service %q: %w", name, supervisor.ErrNotRunning)
 	case "bad":
 		return supervisor.Status{}, errors.New("launch /bin/bad: exit status 1")
 	}
@@ -72,6 +76,26 @@ func (f *fake) Wake(ctx context.Context, name string) (supervisor.Status, error)
 
 func (f *fake) Sleep(ctx context.Context, name string) (supervisor.Status, error) {
 	f.note("sleep %q", name)
+	return f.one(ctx, name)
+}
+
+func (f *fake) Restart(ctx context.Context, name string) (supervisor.Status, error) {
+	f.note("restart %q", name)
+	return f.one(ctx, name)
+}
+
+func (f *fake) Freeze(ctx context.Context, name string) (supervisor.Status, error) {
+	f.note("freeze %q", name)
+	return f.one(ctx, name)
+}
+
+func (f *fake) Thaw(ctx context.Context, name string) (supervisor.Status, error) {
+	f.note("thaw %q", name)
+	return f.one(ctx, name)
+}
+
+func (f *fake) Reset(ctx context.Context, name string) (supervisor.Status, error) {
+	f.note("reset %q", name)
 	return f.one(ctx, name)
 }
 
@@ -150,11 +174,18 @@ func TestReplies(t *testing.T) {
 		{request: "GET /v1/status?%zz", code: 400, error: `invalid URL escape "%zz"`},
 		{request: "POST /v1/services/web/wake", code: 200, call: `wake "web"`},
 		{request: "POST /v1/services/web/sleep", code: 200, call: `sleep "web"`},
+		{request: "POST /v1/services/web/restart", code: 200, call: `restart "web"`},
+		{request: "POST /v1/services/web/freeze", code: 200, call: `freeze "web"`},
+		{request: "POST /v1/services/web/thaw", code: 200, call: `thaw "web"`},
+		{request: "POST /v1/services/web/reset", code: 200, call: `reset "web"`},
 		{request: "POST /v1/services/a%2Fb/sleep", code: 404, error: `service "a/b": unknown service`, call: `sleep "a/b"`},
 		{request: "POST /v1/services/late/wake", code: 503, error: supervisor.ErrShuttingDown.Error(), call: `wake "late"`},
+		{request: "POST /v1/services/each/freeze", code: 409, error: `service "each": ` + supervisor.ErrPerConnection.Error(), call: `freeze "each"`},
+		{request: "POST /v1/services/asleep/freeze", code: 409, error: `freeze service "asleep": ` + supervisor.ErrNotRunning.Error(), call: `freeze "asleep"`},
 		{request: "POST /v1/services/bad/wake", code: 500, error: "launch /bin/bad: exit status 1", call: `wake "bad"`},
 		{request: "GET /v1/version", code: 200},
 		{request: "GET /v1/services/web/wake", code: 405, error: "/v1/services/web/wake takes POST, not GET"},
+		{request: "GET /v1/services/web/reset", code: 405, error: "/v1/services/web/reset takes POST, not GET"},
 		{request: "DELETE /v1/status", code: 405, error: "/v1/status takes GET, not DELETE"},
 		{request: "GET /", code: 404, error: "no such path: /"},
 		{request: "GET /v2/status", code: 404, error: "no such path: /v2/status"},
@@ -214,12 +245,20 @@ func TestClient(t *testing.T) {
 	if st, err := c.Sleep(ctx, "web"); err != nil || st.Name != "web" {
 		t.Errorf("sleep: got %+v, %v", st, err)
 	}
+	for i, act := range []func(context.Context, string) (supervisor.Status, error){c.Restart, c.Freeze, c.Thaw, c.Reset} {
+		if st, err := act(ctx, "web"); err != nil || st.Name != "web" {
+			t.Errorf("request %d: got %+v, %v", i, st, err)
+		}
+	}
 	_, err = c.Wake(ctx, "a/b?c")
 	var reply *ReplyError
 	if !errors.As(err, &reply) || reply.Code != 404 || reply.Text != `service "a/b?c": unknown service` {
 		t.Errorf("wake of an unknown service: got %v", err)
 	}
-	want := []string{`status "" false`, `wake "web"`, `sleep "web"`, `wake "a/b?c"`}
+	want := []string{
+		`status "" false`, `wake "web"`, `sleep "web"`,
+		`restart "web"`, `freeze "web"`, `thaw "web"`, `reset "web"`, `wake "a/b?c"`,
+	}
 	if diff := cmp.Diff(want, f.calls); diff != "" {
 		t.Error("calls:", diff)
 	}

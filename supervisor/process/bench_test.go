@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,6 +90,66 @@ func measureStarts(b *testing.B, s *Spawner, start func(*Spawner) (*Process, err
 	b.ReportMetric(float64(returned[len(returned)/2].Microseconds()), "p50-us")
 	b.ReportMetric(float64(done[len(done)/2].Microseconds()), "p50-done-us")
 	b.ReportMetric(float64(done[len(done)*99/100].Microseconds()), "p99-done-us")
+}
+
+// BenchmarkStartInTree measures what a tree costs: with a cgroup that is there, with one that
+// must be made, and with what a process tree in /proc takes.
+func BenchmarkStartInTree(b *testing.B) {
+	program := tinyProgram(b)
+	spec := func(t *Tree) *Spec {
+		return &Spec{Tree: t, Exec: &Exec{Command: []string{program}}, First: 3, PIDEnv: "LISTEN_PID", Stdout: 1, Stderr: 2}
+	}
+	s := newSpawner(b)
+	tree := s.NewTree("bench")
+	start := func(prepare func()) func(*Spawner) (*Process, error) {
+		return func(s *Spawner) (*Process, error) {
+			prepare()
+			return s.Start(spec(tree))
+		}
+	}
+	closeTree := func() {
+		if err := tree.Close(); err != nil {
+			b.Error(err)
+		}
+	}
+	b.Run("no tree", func(b *testing.B) {
+		measureStarts(b, s, func(s *Spawner) (*Process, error) { return s.Start(spec(nil)) })
+	})
+	if s.Tracking() == "cgroup" {
+		b.Run("cgroup", func(b *testing.B) { measureStarts(b, s, start(func() {})) })
+		// The time of Close is in these: compare with the next.
+		b.Run("close, make, cgroup", func(b *testing.B) { measureStarts(b, s, start(closeTree)) })
+		b.Run("close, prepare, cgroup", func(b *testing.B) { measureStarts(b, s, start(func() { closeTree(); tree.Prepare() })) })
+		b.Run("Prepare and Close", func(b *testing.B) {
+			for b.Loop() {
+				tree.Prepare()
+				closeTree()
+			}
+		})
+		b.Run("Freeze and Thaw", func(b *testing.B) { benchFreeze(b, s, tree) })
+		closeTree()
+		s.giveUp(errors.New("the benchmark wants it"))
+	}
+	b.Run("process tree", func(b *testing.B) { measureStarts(b, s, start(func() {})) })
+	b.Run("process tree, Freeze and Thaw", func(b *testing.B) { benchFreeze(b, s, tree) })
+	closeTree()
+}
+
+func benchFreeze(b *testing.B, s *Spawner, tree *Tree) {
+	b.Helper()
+	p, err := s.Start(&Spec{Tree: tree, Exec: &Exec{Command: []string{"/bin/sleep", "1000"}}, Stdout: -1, Stderr: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := errors.Join(tree.Freeze(b.Context()), tree.Thaw()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := tree.Kill(); err != nil {
+		b.Error(err)
+	}
+	mustWait(b, p)
 }
 
 // BenchmarkStartParallel starts from 16 goroutines, each of which waits for the end.

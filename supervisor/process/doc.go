@@ -1,8 +1,10 @@
 // Package process launches, freezes, signals and reaps the processes of services.
 //
 // It owns the way from a description ([Exec]) to a running program
-// ([Spawner.Start]) and the handle on it ([Process]). It knows process groups and
-// descriptors, never sockets, services or policy. It starts no goroutine.
+// ([Spawner.Start]), the handle on it ([Process]) and on all that comes of it ([Tree]). It
+// knows cgroups and descriptors, never sockets, services or policy. It starts no goroutine,
+// except one that reaps orphans where they come to this program: without cgroups, and as
+// process 1.
 //
 // A program is started by a vfork of our own (vfork.go) and not by os/exec, for
 // two reasons. A process started by socket activation must find its own pid in its

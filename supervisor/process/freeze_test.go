@@ -8,10 +8,12 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"hibergate/activation/nettest"
@@ -35,233 +37,203 @@ func counter(t *testing.T, s *Spawner, spec *Spec) (*Process, *os.File) {
 	return p, r
 }
 
-func kill(t *testing.T, p *Process) {
-	t.Helper()
-	if err := p.Signal(unix.SIGKILL); err != nil {
-		t.Error(err)
-	}
-	mustWait(t, p)
-}
+// threads is how many threads each counting process has.
+const threads = 2
 
-// cpu returns the ticks that a process has used.
-func cpu(t *testing.T, pid int) string {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", pid))
+// count is the helper that adds to cells of a shared memory, descriptor 3, in busy threads.
+func count(slot string) int {
+	n, err := strconv.Atoi(slot)
 	if err != nil {
-		t.Fatal(err)
+		return 2
 	}
-	return string(b)
+	b, err := unix.Mmap(3, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return 1
+	}
+	for i := range threads {
+		cell := (*uint64)(unsafe.Pointer(&b[8*(threads*n+i)]))
+		go func() {
+			runtime.LockOSThread()
+			for {
+				atomic.AddUint64(cell, 1)
+			}
+		}()
+	}
+	select {}
 }
 
+// After Freeze not one instruction is run by any thread of any process, wherever it is.
 func TestFreezeStandsStill(t *testing.T) {
-	s := newSpawner(t)
-	// Three processes, each of which counts.
-	p, out := counter(t, s, &Spec{Exec: sh(`
-		count() { i=0; while :; do i=$((i+1)); done; }
-		count & (count & count & wait) & echo up; wait`), Env: []string{"PATH=" + defaultPath}})
-	line := bufio.NewReader(out)
-	if _, err := line.ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	nettest.Eventually(t, func() error {
-		if tree := treeOf(p); len(tree) != 5 {
-			return fmt.Errorf("got tree %v, want 5 processes", tree)
-		}
-		return nil
-	})
-	for range 20 {
-		if err := p.freeze(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		before := map[int]string{}
-		for _, pid := range treeOf(p) {
-			before[pid] = cpu(t, pid)
-		}
-		if len(before) != 5 {
-			t.Fatalf("got %d processes, want 5", len(before))
-		}
-		// Give the processor to them, if they would take it.
-		for range 100 {
-			runtime.Gosched()
-			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
-		}
-		for pid, was := range before {
-			if now := cpu(t, pid); now != was {
-				t.Errorf("process %d ran while frozen: %q, then %q", pid, was, now)
-			}
-		}
-		if err := p.Thaw(); err != nil {
-			t.Fatal(err)
-		}
-		nettest.Eventually(t, func() error {
-			for pid, was := range before {
-				if strings.Count(was, " ") == 2 && cpu(t, pid) != was {
-					return nil
-				}
-			}
-			return errors.New("nobody runs after Thaw")
-		})
-	}
-	kill(t, p)
-}
-
-func TestFreezeStopsEveryThread(t *testing.T) {
-	s := newSpawner(t)
+	nettest.Need(t, nettest.Tool("setsid"))
+	const processes = 4
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, out := counter(t, s, &Spec{Exec: &Exec{Command: []string{self}}, Env: []string{helperEnv + "=threads"}})
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	for range 10 {
-		if err := p.freeze(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.PID()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, task := range tasks {
-			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/stat", p.PID(), task.Name()))
+	for mode, newTree := range bothModes() {
+		t.Run(mode, func(t *testing.T) {
+			s, tree := newTree(t)
+			fd, err := unix.MemfdCreate("cells", unix.MFD_CLOEXEC)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if state, _, ok := parseStat(stat); !ok || state != 'T' {
-				t.Errorf("thread %s of %d is in state %c", task.Name(), len(tasks), state)
+			defer unix.Close(fd)
+			if err := unix.Ftruncate(fd, int64(os.Getpagesize())); err != nil {
+				t.Fatal(err)
 			}
-		}
-		if err := p.Thaw(); err != nil {
-			t.Fatal(err)
-		}
+			shared, err := unix.Mmap(fd, 0, os.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Munmap(shared)
+			read := func() []uint64 {
+				out := make([]uint64, processes*threads)
+				for i := range out {
+					out[i] = atomic.LoadUint64((*uint64)(unsafe.Pointer(&shared[8*i])))
+				}
+				return out
+			}
+			allCounted := func(since []uint64) func() error {
+				return func() error {
+					now := read()
+					for i := range now {
+						if now[i] == since[i] {
+							return fmt.Errorf("thread %d of process %d has not run", i%threads, i/threads)
+						}
+					}
+					return nil
+				}
+			}
+			p, err := s.Start(&Spec{
+				Tree: tree, Exec: sh(`"$1" 0 & ("$1" 1 &) ; setsid "$1" 2 & (setsid "$1" 3 &) ; wait`, self),
+				Env: append(pathEnv(), helperEnv+"=count"), FDs: []int{fd}, First: 3, Stdout: -1, Stderr: 2,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			endWithTest(t, p)
+			nettest.Eventually(t, allCounted(read()))
+			for range 10 {
+				if err := tree.freeze(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				before := read()
+				// Give the processor to them, if they would take it.
+				for range 100 {
+					_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+				}
+				if diff := cmp.Diff(before, read()); diff != "" {
+					t.Errorf("ran while frozen:\n%s", diff)
+				}
+				if err := tree.Thaw(); err != nil {
+					t.Fatal(err)
+				}
+				nettest.Eventually(t, allCounted(before))
+			}
+			endTree(t, tree, p)
+		})
 	}
-	kill(t, p)
 }
 
 // A signal that arrives while frozen acts before the program goes on.
 func TestTermWhileFrozen(t *testing.T) {
-	s := newSpawner(t)
-	r, w := blockingPipe(t)
-	p, out := counter(t, s, &Spec{Exec: sh(`echo up; read x <&3; echo ran on`), FDs: []int{int(r.Fd())}, First: 3})
-	lines := bufio.NewReader(out)
-	if _, err := lines.ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.freeze(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.WriteString("go\n"); err != nil { // what it waits for is there
-		t.Fatal(err)
-	}
-	if err := p.Signal(unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Thaw(); err != nil {
-		t.Fatal(err)
-	}
-	if got := mustWait(t, p); got.Signal != unix.SIGTERM {
-		t.Errorf("got %v, want it killed by SIGTERM", got)
-	}
-	if line, err := lines.ReadString('\n'); err == nil {
-		t.Errorf("it went on and wrote %q", line)
+	for mode, newTree := range bothModes() {
+		t.Run(mode, func(t *testing.T) {
+			s, tree := newTree(t)
+			r, w := blockingPipe(t)
+			p, out := counter(t, s, &Spec{Tree: tree, Exec: sh(`echo up; read x <&3; echo ran on`), FDs: []int{int(r.Fd())}, First: 3})
+			lines := bufio.NewReader(out)
+			if _, err := lines.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+			if err := tree.freeze(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.WriteString("go\n"); err != nil { // what it waits for is there
+				t.Fatal(err)
+			}
+			if err := tree.Signal(unix.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			if err := tree.Thaw(); err != nil {
+				t.Fatal(err)
+			}
+			if got := mustWait(t, p); got.Signal != unix.SIGTERM {
+				t.Errorf("got %v, want it killed by SIGTERM", got)
+			}
+			if line, err := lines.ReadString('\n'); err == nil {
+				t.Errorf("it went on and wrote %q", line)
+			}
+		})
 	}
 }
 
+// A tree in which nobody is left can be frozen, and then be started in.
 func TestFreezeOfTheDead(t *testing.T) {
-	s := newSpawner(t)
-	p, err := s.Start(&Spec{Exec: sh("exit 1"), Stdout: -1, Stderr: -1})
-	if err != nil {
-		t.Fatal(err)
+	for mode, newTree := range bothModes() {
+		t.Run(mode, func(t *testing.T) {
+			s, tree := newTree(t)
+			if err := tree.Freeze(t.Context()); err != nil {
+				t.Errorf("a tree never used: %v", err)
+			}
+			for range 2 {
+				p, err := s.Start(&Spec{Tree: tree, Exec: sh("exit 1"), Stdout: -1, Stderr: -1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(p.PIDFD()), Events: unix.POLLIN}}, 10000); err != nil {
+					t.Fatal(err)
+				}
+				if err := tree.freeze(t.Context()); err != nil {
+					t.Error(err)
+				}
+				wantPIDs(t, tree, 0)
+				mustWait(t, p)
+			}
+		})
 	}
-	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(p.PIDFD()), Events: unix.POLLIN}}, 10000); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.freeze(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if tree := treeOf(p); len(tree) != 0 {
-		t.Errorf("got tree %v, want none alive", tree)
-	}
-	mustWait(t, p)
 }
 
-// The parent of a vfork cannot be stopped while the child is: Freeze gives up,
-// in time, and undoes what it did.
+// The parent of a vfork cannot be stopped by a signal while the child is: Freeze gives up,
+// in time, and undoes what it did. The freezer of cgroups can do it.
 func TestFreezeGivesUp(t *testing.T) {
-	s := newSpawner(t)
 	nettest.Need(t, nettest.Tool("python3"))
-	p, out := counter(t, s, &Spec{Exec: &Exec{Command: []string{"/usr/bin/python3", "-c", `
+	for mode, newTree := range bothModes() {
+		t.Run(mode, func(t *testing.T) {
+			s, tree := newTree(t)
+			p, out := counter(t, s, &Spec{Tree: tree, Exec: &Exec{Command: []string{"/usr/bin/python3", "-c", `
 import ctypes
 libc = ctypes.CDLL(None)
 print("up", flush=True)
 if libc.syscall(` + strconv.Itoa(unix.SYS_CLONE) + `, 0x4011, 0, 0, 0, 0) == 0:
     libc.pause()
 `}}})
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	nettest.Eventually(t, func() error {
-		if tree := treeOf(p); len(tree) != 2 {
-			return fmt.Errorf("got tree %v, want 2 processes", tree)
-		}
-		return nil
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	err := p.Freeze(ctx)
-	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-		t.Errorf("got %v, want it to give up by itself", err)
-	}
-	nettest.Eventually(t, func() error {
-		for _, pid := range treeOf(p) {
-			if m, _ := inspect(pid); m.stopped {
-				return fmt.Errorf("process %d is still stopped", pid)
+			if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+				t.Fatal(err)
 			}
-		}
-		return nil
-	})
-	kill(t, p)
-}
-
-func FuzzParseStat(f *testing.F) {
-	f.Add([]byte("1 (a) S 0 1 1"))
-	f.Add([]byte("1 (a) (b) S 0) T 1 7 1 0"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		state, group, ok := parseStat(b)
-		if ok && !strings.Contains(string(b), fmt.Sprintf("%c", rune(state))) && state < 0x80 {
-			t.Errorf("parseStat(%q) = %q, %d", b, state, group)
-		}
-	})
-}
-
-func TestParseStat(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"12 (sh) S 1 12 12 0":           "S 12 true",
-		"12 (a) T 3 (b)) t 1 34 12 0":   "t 34 true",
-		"12 (a\nb c) R 1 7":             "R 7 true",
-		"12 (sh) S 1":                   "\x00 0 false",
-		"12 sh S 1 12":                  "\x00 0 false",
-		"":                              "\x00 0 false",
-		"12 (sh) Sleeping 1 12 12 0":    "\x00 0 false",
-		"12 (sh) S 1 twelve 12 0 0 0 0": "S 0 false",
-	} {
-		state, group, ok := parseStat([]byte(in))
-		if got := fmt.Sprintf("%c %d %v", state, group, ok); got != want {
-			t.Errorf("parseStat(%q): got %q, want %q", in, got, want)
-		}
+			wantPIDs(t, tree, 2)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err := tree.Freeze(ctx)
+			if tree.group != nil {
+				if err != nil {
+					t.Error(err)
+				}
+				endTree(t, tree, p)
+				return
+			}
+			if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+				t.Errorf("got %v, want it to give up by itself", err)
+			}
+			nettest.Eventually(t, func() error {
+				for _, pid := range wantPIDs(t, tree, 2) {
+					if m, _, _ := inspect(pid); m.stopped {
+						return fmt.Errorf("process %d is still stopped", pid)
+					}
+				}
+				return nil
+			})
+			endTree(t, tree, p)
+		})
 	}
-}
-
-// treeOf returns the pids of a process and its descendants that are alive, the
-// process first. Descendants whose parent has died are no longer found.
-func treeOf(p *Process) []int {
-	var pids []int
-	walk(p.pid, func(m member) {
-		if !m.dead {
-			pids = append(pids, m.pid)
-		}
-	})
-	return pids
 }

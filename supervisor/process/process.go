@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a running program: the leader of its own session and process group.
-// Until Reap its pid and group belong to it even if it is dead, so signals never
-// reach a stranger. Its methods may be called from several goroutines.
+// Process is a running program, as Start made it: the leader of its own session and process
+// group, and a main process of its [Tree]. Until Reap its pid and group belong to it even if
+// it is dead, so signals never reach a stranger. Its methods may be called from several
+// goroutines.
 type Process struct {
 	pid   int
 	pidfd int
@@ -28,24 +29,38 @@ func (p *Process) PID() int { return p.pid }
 // see pidfd_open(2). It is borrowed: Reap closes it.
 func (p *Process) PIDFD() int { return p.pidfd }
 
-// Signal sends a signal to the whole process group. It does nothing if there is
-// nobody left in it.
+// Signal sends a signal to this process alone. It does nothing if the process has ended.
 func (p *Process) Signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.reaped {
 		return nil
 	}
-	if err := unix.Kill(-p.pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("send %s to process group %d: %w", signalName(sig), p.pid, err)
+	if err := unix.PidfdSendSignal(p.pidfd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("send %s to process %d: %w", signalName(sig), p.pid, err)
 	}
 	return nil
 }
 
-// Reap collects a process whose PIDFD has become readable. First it kills what
-// is left of its group: as long as the dead leader is not collected, the group's
-// id cannot mean anybody else. Calling it for a running process is an error and
-// does nothing; after the first success it returns os.ErrProcessDone.
+// KillGroup sends SIGKILL to the process group, which may outlive its leader. It does
+// nothing if nobody is left in it, and nothing after Reap: as long as the dead leader is
+// not collected, the group's id cannot mean anybody else.
+func (p *Process) KillGroup() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return nil
+	}
+	if err := unix.Kill(-p.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process group %d: %w", p.pid, err)
+	}
+	return nil
+}
+
+// Reap collects a process whose PIDFD has become readable, and leaves the rest of its group
+// and tree alone. It should be called soon: orphans that died later may have to wait for
+// it. Calling it for a running process is an error and does nothing; after the first
+// success it returns os.ErrProcessDone.
 func (p *Process) Reap() (ExitStatus, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,8 +74,6 @@ func (p *Process) Reap() (ExitStatus, error) {
 	if !dead {
 		return ExitStatus{}, fmt.Errorf("reap process %d: still running", p.pid)
 	}
-	// Nobody there, or only somebody who took another user's identity.
-	_ = unix.Kill(-p.pid, unix.SIGKILL)
 	return p.collect()
 }
 
@@ -96,6 +109,7 @@ func (p *Process) collect() (ExitStatus, error) {
 		}
 	}
 	p.reaped = true
+	family.reaped(p.pid)
 	if err := unix.Close(p.pidfd); err != nil {
 		return ExitStatus{}, fmt.Errorf("close pidfd of process %d: %w", p.pid, err)
 	}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,7 +36,7 @@ func helper(mode string) int {
 	switch mode {
 	case "supervisor": // starts one shell that shows what it inherited
 		signal.Ignore(unix.SIGPIPE, unix.SIGUSR2)
-		s, err := NewSpawner()
+		s, err := NewSpawner(testName())
 		if err != nil {
 			fmt.Println(err)
 			return 1
@@ -54,16 +53,14 @@ func helper(mode string) int {
 			fmt.Println(err)
 			return 1
 		}
-	case "threads": // many threads of one process, all busy
-		for range 8 {
-			go func() {
-				for {
-					_ = syscall.Getpid() // a system call each, so that it is not merely one loop
-				}
-			}()
+		if err := s.Close(); err != nil {
+			fmt.Println(err)
+			return 1
 		}
-		fmt.Println("up")
-		select {}
+	case "init":
+		return helperInit()
+	case "count":
+		return count(os.Args[1])
 	}
 	return 0
 }
@@ -95,19 +92,22 @@ func endWithTest(t *testing.T, p *Process) {
 		if p.reaped {
 			return
 		}
-		if err := p.Signal(unix.SIGKILL); err != nil {
+		if err := p.KillGroup(); err != nil {
 			t.Error(err)
 		}
 		mustWait(t, p)
 	})
 }
 
+// testName names the supervisor that a test plays.
+func testName() string { return "hibergated-test-" + strconv.Itoa(os.Getpid()) }
+
 // newSpawner returns a Spawner for one test, and fails the test if afterwards a
 // descriptor or a child is left. So tests that use it are not parallel.
 func newSpawner(tb testing.TB) *Spawner {
 	tb.Helper()
 	before := len(nettest.OpenFDs())
-	s, err := NewSpawner()
+	s, err := NewSpawner(testName())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -549,13 +549,17 @@ func TestExitStatus(t *testing.T) {
 		if err := p.Signal(unix.SIGTERM); err != nil {
 			t.Errorf("Signal after Reap: %v", err)
 		}
+		if err := p.KillGroup(); err != nil {
+			t.Errorf("KillGroup after Reap: %v", err)
+		}
 	}
 	if got, want := (ExitStatus{Signal: unix.SIGSEGV, Core: true}).String(), "killed by SIGSEGV (core dumped)"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-func TestReapKillsStragglers(t *testing.T) {
+// Signal reaches the process alone, KillGroup what is left of its group until Reap.
+func TestSignalAndKillGroup(t *testing.T) {
 	s := newSpawner(t)
 	r, w := blockingPipe(t)
 	p, err := s.Start(&Spec{Exec: sh(`sleep 1000 & wait`), Stdout: int(w.Fd()), Stderr: 2})
@@ -575,7 +579,16 @@ func TestReapKillsStragglers(t *testing.T) {
 		straggler = tree[1]
 		return nil
 	})
-	if err := unix.Kill(p.PID(), unix.SIGKILL); err != nil { // the leader alone
+	if err := p.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(p.PIDFD()), Events: unix.POLLIN}}, -1); err != nil {
+		t.Fatal(err)
+	}
+	if m, _, _ := inspect(straggler); m.dead {
+		t.Error("Signal killed another process of the group")
+	}
+	if err := p.KillGroup(); err != nil {
 		t.Fatal(err)
 	}
 	if got := mustWait(t, p); got.Signal != unix.SIGKILL {
@@ -586,7 +599,7 @@ func TestReapKillsStragglers(t *testing.T) {
 		t.Error(err)
 	}
 	nettest.Eventually(t, func() error {
-		if m, _ := inspect(straggler); !m.dead {
+		if m, _, _ := inspect(straggler); !m.dead {
 			return fmt.Errorf("process %d lives", straggler)
 		}
 		return nil

@@ -29,10 +29,17 @@ type Spawner struct {
 	timeout  time.Duration
 	noClone3 atomic.Bool // the kernel or a seccomp filter refuses clone3
 
+	leftovers []Leftover // immutable
+
 	mu     sync.Mutex      // held to take or to give, never over a start
 	free   []*slots        // those that no start is using
 	busy   map[*child]bool // starts that are under way
 	closed bool
+
+	tracking sync.Mutex // guards the following
+	groups   *cgroups   // nil: there never were any
+	why      string     // why no more groups are made; empty: they are
+	watches  int        // how many watches of family are ours
 }
 
 // slots are reserved descriptors for the use of one start at a time. They make the
@@ -59,9 +66,18 @@ const (
 	execTimeout = 30 * time.Second
 )
 
-// NewSpawner reserves the descriptors and looks at the state of this process.
-// Signals must be ignored (signal.Ignore) before, or children will ignore them too.
-func NewSpawner() (*Spawner, error) {
+// NewSpawner reserves the descriptors, looks at the state of this process and finds out how
+// trees are to be tracked. Signals must be ignored (signal.Ignore) before, or children will
+// ignore them too.
+//
+// The name tells this supervisor from others on the machine and is the same at each run; it
+// becomes that of a cgroup, so it is not empty and has no "/". Where there is no cgroup, the
+// program becomes the parent of orphans (PR_SET_CHILD_SUBREAPER), and reaps children that are
+// not in its own session and were not made by Start; so it does as process 1 of a container.
+func NewSpawner(name string) (*Spawner, error) {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\n\x00") {
+		return nil, fmt.Errorf("prepare to start processes: %q cannot name a supervisor", name)
+	}
 	// A range that holds nothing: this only asks whether the call is there.
 	if err := unix.CloseRange(1<<31, 1<<31, 0); err != nil {
 		return nil, fmt.Errorf("prepare to start processes: close_range (Linux 5.9): %w", err)
@@ -81,19 +97,108 @@ func NewSpawner() (*Spawner, error) {
 			s.known = false // nothing was raised, so nothing has to be put back
 		}
 	}
-	for range keptSets {
+	for i := range keptSets {
 		set := &slots{kept: true}
-		err = errors.Join(err, s.reserve(set, initialSlots))
+		if err := s.reserve(set, initialSlots); err != nil {
+			err = errors.Join(err, set.close())
+			if i > 0 {
+				break // one will do where descriptors are few
+			}
+			return nil, errors.Join(fmt.Errorf("prepare to start processes: %w", err), s.Close())
+		}
 		s.free = append(s.free, set)
 	}
-	if err != nil {
+	if err := s.track(name); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare to start processes: %w", err), s.Close())
 	}
 	return s, nil
 }
 
-// Close gives the reserved descriptors back, those of a start that is still under
-// way when it ends. Processes are not touched. Closing again does nothing.
+// track finds the cgroup of the supervisor, or does without.
+func (s *Spawner) track(name string) error {
+	groups, err := openCgroups(name)
+	if err != nil {
+		s.giveUp(err)
+	} else {
+		s.groups = groups
+		s.leftovers = groups.sweep()
+		if err := s.tryCgroup(); err != nil {
+			return err
+		}
+	}
+	if os.Getpid() != 1 {
+		return nil
+	}
+	s.watches++
+	return family.watch(false)
+}
+
+// tryCgroup starts what is no program in a cgroup: only so is it known that the kernel lets us.
+func (s *Spawner) tryCgroup() error {
+	t := s.NewTree(probeTree)
+	p, err := s.Start(&Spec{Tree: t, Exec: &Exec{Command: []string{"/"}}, Stdout: -1, Stderr: -1})
+	if err == nil {
+		// Linux 6.14 and later, if our own group was killed once (cgroup.kill): it takes what is
+		// born in another one for too late.
+		s.giveUp(errors.New("the kernel kills what is started in a cgroup; start the supervisor in another one"))
+		if _, err := p.collect(); err != nil {
+			return err
+		}
+	} else if e := (*StartError)(nil); !errors.As(err, &e) || e.Op != "exec" {
+		s.giveUp(err)
+	}
+	if err := t.Close(); err != nil {
+		s.giveUp(err)
+	}
+	return nil
+}
+
+// probeTree cannot be the name of a service.
+const probeTree = ".probe"
+
+// giveUp makes no more cgroups from now on.
+func (s *Spawner) giveUp(why error) {
+	s.tracking.Lock()
+	defer s.tracking.Unlock()
+	if s.why != "" {
+		return
+	}
+	s.why = why.Error()
+	if err := family.watch(true); err != nil {
+		s.why += "; " + err.Error()
+		return
+	}
+	s.watches++
+}
+
+// cgroups returns where groups are made; nil: nowhere.
+func (s *Spawner) cgroups() *cgroups {
+	s.tracking.Lock()
+	defer s.tracking.Unlock()
+	if s.why != "" {
+		return nil
+	}
+	return s.groups
+}
+
+// Tracking says for people how the processes of a tree are found: "cgroup", or "process
+// tree: " and why there is no cgroup v2, and what would help.
+func (s *Spawner) Tracking() string {
+	s.tracking.Lock()
+	defer s.tracking.Unlock()
+	if s.why != "" {
+		return "process tree: " + s.why
+	}
+	return "cgroup"
+}
+
+// Leftovers returns the cgroups in which processes of an earlier supervisor of this name
+// lived when this one was made. The caller must not change it.
+func (s *Spawner) Leftovers() []Leftover { return s.leftovers }
+
+// Close gives the reserved descriptors back, those of a start that is still under way when
+// it ends, and removes the supervisor's cgroup if no tree is left in it. Processes are not
+// touched. Closing again does nothing.
 func (s *Spawner) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,6 +213,14 @@ func (s *Spawner) Close() error {
 	s.free = nil
 	if len(s.busy) == 0 {
 		errs = append(errs, unix.Close(s.null))
+	}
+	s.tracking.Lock()
+	defer s.tracking.Unlock()
+	if s.groups != nil {
+		errs = append(errs, s.groups.close())
+	}
+	for ; s.watches > 0; s.watches-- {
+		family.unwatch()
 	}
 	return errors.Join(errs...)
 }
@@ -173,6 +286,9 @@ func (s *Spawner) reserve(set *slots, n int) error {
 			lowest = set.fds[len(set.fds)-1] + 1
 		}
 		fd, err := unix.FcntlInt(uintptr(s.null), unix.F_DUPFD_CLOEXEC, lowest)
+		if errors.Is(err, unix.EINVAL) {
+			err = unix.EMFILE // lowest is not below the limit (fcntl(2))
+		}
 		if err != nil {
 			return fmt.Errorf("reserve descriptor: %w", err)
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"os/user"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +31,9 @@ type Spec struct {
 	Stdout, Stderr int
 	// Identity is who the process runs as; nil: as the supervisor.
 	Identity *Identity
+	// Tree is where the process and its descendants are kept together; nil: nowhere. With
+	// one, the environment says INVOCATION_ID: 32 hexadecimal digits, others for each start.
+	Tree *Tree
 }
 
 // StartError says which step of a start failed, and on what.
@@ -71,17 +73,20 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 	}
 	var pid, pidfd int
 	var errno syscall.Errno
+	var groupErr error
 	err = s.fill(set, wanted)
 	if err == nil {
 		c.fds = set.fds[:len(wanted)]
 		c.above = c.fds[len(c.fds)-1] + 1
-		pid, pidfd, errno = s.clone(c)
+		pid, pidfd, errno, groupErr = s.cloneInto(c, spec.Tree)
 	}
 	releaseErr := errors.Join(s.empty(set, wanted), s.give(c, set))
 
 	switch {
 	case err != nil:
 		return nil, &StartError{Op: "dup", Err: err}
+	case groupErr != nil:
+		return nil, &StartError{Op: "start", Path: spec.Exec.Command[0], Err: groupErr}
 	case errno != 0:
 		return nil, &StartError{Op: "clone", Err: errno}
 	}
@@ -100,15 +105,41 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 	return nil, err
 }
 
+// cloneInto makes the process as one of a tree, where there is one.
+func (s *Spawner) cloneInto(c *child, t *Tree) (pid, pidfd int, errno syscall.Errno, err error) {
+	for tries := 1; ; tries++ {
+		group, err := t.enter()
+		if err != nil {
+			return 0, -1, 0, err
+		}
+		family.begin(c, t)
+		pid, pidfd, errno = s.clone(c, group)
+		family.began(c, pid, t, group == nil)
+		again := group != nil && errno != 0 && tries < 3 && t.refused(group, errno)
+		t.leave(group)
+		if !again {
+			return pid, pidfd, errno, nil
+		}
+	}
+}
+
 // clone prefers clone3, which spares the child sixty system calls. Container
 // runtimes hide it behind ENOSYS, as their filters cannot look into its argument.
-func (s *Spawner) clone(c *child) (pid, pidfd int, errno syscall.Errno) {
+// It alone can put the child into a cgroup (Linux 5.7); nil: ours.
+func (s *Spawner) clone(c *child, group *cgroup) (pid, pidfd int, errno syscall.Errno) {
 	if !s.noClone3.Load() {
 		c.clone3 = cloneArgs{flags: cloneFlags | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
+		if group != nil {
+			c.clone3.flags |= unix.CLONE_INTO_CGROUP
+			c.clone3.cgroup = uint64(group.fd)
+		}
 		if pid, pidfd, errno = c.spawn(true); errno != unix.ENOSYS {
 			return pid, pidfd, errno
 		}
 		s.noClone3.Store(true)
+	}
+	if group != nil {
+		return 0, -1, unix.ENOSYS
 	}
 	return c.spawn(false)
 }
@@ -142,11 +173,17 @@ func (s *Spawner) prepare(spec *Spec) (*child, error) {
 	if c.argv, err = syscall.SlicePtrFromStrings(argv); err != nil {
 		return nil, &StartError{Op: "exec", Path: path, Err: err}
 	}
-	// A second value of the variable, from an environment file, would hide ours.
-	vars := slices.DeleteFunc(slices.Clone(spec.Env), func(v string) bool {
+	// A second value of a variable, from an environment file, would hide ours.
+	vars := make([]string, 0, len(spec.Env)+1)
+	if spec.Tree != nil {
+		vars = append(vars, invocationEnv+"="+spec.Tree.invocation())
+	}
+	for _, v := range spec.Env {
 		name, _, _ := strings.Cut(v, "=")
-		return name == spec.PIDEnv
-	})
+		if name != spec.PIDEnv && (spec.Tree == nil || name != invocationEnv) {
+			vars = append(vars, v)
+		}
+	}
 	env, err := syscall.SlicePtrFromStrings(vars)
 	if err != nil {
 		return nil, &StartError{Op: "exec", Path: path, Err: err}

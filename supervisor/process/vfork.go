@@ -40,6 +40,7 @@ type child struct {
 	mask    uint64    // the empty signal set
 
 	pidfd  int32 // written by the kernel
+	tid    int32 // its pid, written by the child before it leaves our session
 	failed stage // written by the child
 	errno  syscall.Errno
 }
@@ -183,6 +184,9 @@ func vfork(c *child, clearHandlers bool) (pid, errno uintptr) {
 			goto fail
 		}
 	}
+	// In this order: whoever reaps orphans must not take this process for one.
+	r, _, _ = syscall.RawSyscall(unix.SYS_GETPID, 0, 0, 0)
+	c.tid = int32(r)
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
 		c.failed = stageSession
 		goto fail
@@ -249,7 +253,6 @@ func vfork(c *child, clearHandlers bool) (pid, errno uintptr) {
 
 	// The pid in decimal, at the start of a buffer of zeros.
 	if len(c.pid) > 0 {
-		r, _, _ = syscall.RawSyscall(unix.SYS_GETPID, 0, 0, 0)
 		n = 1
 		for s = uint(r); s >= 10; s /= 10 {
 			n++

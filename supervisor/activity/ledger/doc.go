@@ -12,4 +12,7 @@
 // of it is the time since that packet. Of TCP only packets with FIN, SYN, RST or PSH
 // matter, so that keep-alive probes and bare acknowledgements are no activity.
 // The rules add no elements: a packet for a port that is not ours changes nothing.
+//
+// An account can ignore peers: their packets are counted, but do not touch the clock. For these there are
+// sets of ranges, "ignored", which only packets for accounts of such a kind are looked up in.
 package ledger

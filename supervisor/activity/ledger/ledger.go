@@ -3,6 +3,8 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +26,8 @@ type Reading struct {
 // ErrLost says that the table, or an account in it, is not there any more: somebody deleted it.
 var ErrLost = errors.New("the nftables table was deleted or changed")
 
-// Ledger is one nftables table with an account for each of a fixed number of keys. It
-// is not safe for concurrent use.
+// Ledger is one nftables table with an account for each of its keys. It is not safe for
+// concurrent use.
 type Ledger struct {
 	table    *table
 	reader   *netlink.Conn
@@ -34,9 +36,17 @@ type Ledger struct {
 	round    uint32     // of Read
 }
 
+// Account is an account that is to be kept.
+type Account struct {
+	Key
+	// Ignored are the peers whose packets do not touch the clock; the counters count them. It needs Linux 5.6.
+	Ignored []netip.Prefix
+}
+
 type account struct {
 	Reading
-	seen [3]uint32 // the round in which in, out and last were read
+	ignored []netip.Prefix // as normalize returns them
+	seen    [3]uint32      // the round in which in, out and last were read
 }
 
 const (
@@ -49,28 +59,85 @@ const (
 
 // Open makes the table. It is called name, or name-2 and so on where a live
 // process owns that; a table that a dead process left is replaced. track makes
-// connection tracking active in this network namespace. Keys may repeat. The error wraps
-// unix.EPERM where CAP_NET_ADMIN is missing.
-func Open(name string, keys []Key, track bool) (*Ledger, error) {
-	l := &Ledger{reader: netlink.New(unix.NETLINK_NETFILTER), accounts: make(map[Key]*account, len(keys))}
-	var byKind [kinds][]Key
-	room := make([]account, len(keys))
-	for i, key := range keys {
-		if _, twice := l.accounts[key]; twice {
-			continue
+// connection tracking active in this network namespace. Keys may repeat; the first holds.
+// The error wraps unix.EPERM where CAP_NET_ADMIN is missing.
+func Open(name string, accounts []Account, track bool) (*Ledger, error) {
+	l := &Ledger{reader: netlink.New(unix.NETLINK_NETFILTER), accounts: make(map[Key]*account, len(accounts))}
+	var add elements
+	room := make([]account, len(accounts))
+	for i, a := range accounts {
+		if _, twice := l.accounts[a.Key]; !twice {
+			l.enter(a, &room[i], &add)
 		}
-		l.accounts[key] = &room[i]
-		byKind[key.kind()] = append(byKind[key.kind()], key)
-		l.count[key.kind()]++
 	}
 	var err error
-	if l.table, err = createTable(l.reader, name); err == nil {
-		err = l.table.fill(byKind, track)
+	if l.table, err = createTable(l.reader, name, track); err == nil {
+		err = l.table.add(&add)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create nftables table: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// enter notes a new account and its elements.
+func (l *Ledger) enter(a Account, to *account, add *elements) {
+	to.ignored = normalize(a.Ignored)
+	l.accounts[a.Key] = to
+	l.count[a.kind()]++
+	add.keys[a.kind()] = append(add.keys[a.kind()], a.Key)
+	add.ignore(a.Key, to.ignored)
+}
+
+// Put adds an account, or changes what it ignores. The figures of all accounts that are there
+// stay, and no packet is missed. After an error the Ledger is good for nothing but Close.
+func (l *Ledger) Put(a Account) error {
+	there := l.accounts[a.Key]
+	var add, remove elements
+	if there == nil {
+		l.enter(a, &account{}, &add)
+	} else {
+		ignored := normalize(a.Ignored)
+		if slices.Equal(there.ignored, ignored) {
+			return nil
+		}
+		remove.ignore(a.Key, there.ignored)
+		add.ignore(a.Key, ignored)
+		there.ignored = ignored
+	}
+	err := l.table.remove(&remove)
+	if err == nil {
+		err = l.table.add(&add)
+	}
+	if err != nil {
+		return fmt.Errorf("add account of %+v to nftables table: %w", a.Key, lost(err))
+	}
+	return nil
+}
+
+// Remove ends an account. After an error the Ledger is good for nothing but Close.
+func (l *Ledger) Remove(key Key) error {
+	there := l.accounts[key]
+	if there == nil {
+		return nil
+	}
+	delete(l.accounts, key)
+	l.count[key.kind()]--
+	var remove elements
+	remove.keys[key.kind()] = []Key{key}
+	remove.ignore(key, there.ignored)
+	if err := l.table.remove(&remove); err != nil {
+		return fmt.Errorf("remove account of %+v from nftables table: %w", key, lost(err))
+	}
+	return nil
+}
+
+// lost says what it means that something of the table is not there.
+func lost(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return ErrLost
+	}
+	return err
 }
 
 // Name returns the name of the table, of family inet.
@@ -80,7 +147,7 @@ func (l *Ledger) Name() string { return l.table.name }
 func (l *Ledger) Close() error {
 	var err error
 	if l.table != nil {
-		err = l.table.remove()
+		err = l.table.close()
 	}
 	return errors.Join(err, l.reader.Close())
 }
@@ -99,10 +166,7 @@ func (l *Ledger) Read(keys []Key) error {
 		}
 		for i, name := range [...]string{"in_", "out_", "last_"} {
 			if err := l.readSet(k, name+k.String(), i, due[k]); err != nil {
-				if errors.Is(err, unix.ENOENT) {
-					err = ErrLost
-				}
-				return fmt.Errorf("read nftables set %s: %w", name+k.String(), err)
+				return fmt.Errorf("read nftables set %s: %w", name+k.String(), lost(err))
 			}
 		}
 	}

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }
 
 func mustOpen(t *testing.T, name string, keys ...ledger.Key) *ledger.Ledger {
 	t.Helper()
-	l, err := ledger.Open(name, keys, false)
+	l, err := ledger.Open(name, accounts(keys...), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,6 +31,14 @@ func mustOpen(t *testing.T, name string, keys ...ledger.Key) *ledger.Ledger {
 		}
 	})
 	return l
+}
+
+func accounts(keys ...ledger.Key) []ledger.Account {
+	var all []ledger.Account
+	for _, k := range keys {
+		all = append(all, ledger.Account{Key: k})
+	}
+	return all
 }
 
 func mustRead(t *testing.T, l *ledger.Ledger, key ledger.Key) ledger.Reading {
@@ -113,7 +121,7 @@ func TestTwoOfOneName(t *testing.T) {
 	nettest.Need(t, nettest.Namespaces, nettest.Tool("nft"))
 	key := ledger.Key{Family: unix.NFPROTO_IPV4, Protocol: unix.IPPROTO_TCP, Port: 1}
 	one := mustOpen(t, "two", key)
-	two, err := ledger.Open("two", []ledger.Key{key}, false)
+	two, err := ledger.Open("two", accounts(key), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,6 +173,82 @@ func TestUnknownKeyIsLost(t *testing.T) {
 	}
 }
 
+// Put and Remove leave the other accounts alone, whatever kinds there are, and rules stay in
+// the order in which the kernel chooses sockets.
+func TestPutAndRemove(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, nettest.Namespaces)
+	a, other := mustListen(t, "127.0.0.1:0"), mustListen(t, "127.0.0.1:0")
+	specific := udpKey(a.LocalAddr().(*net.UDPAddr).AddrPort())
+	wild, dual := specific, specific
+	wild.Addr = netip.Addr{}
+	dual.Addr, dual.Family = netip.Addr{}, unix.NFPROTO_UNSPEC
+	l := mustOpen(t, "put")
+	count := func(want map[ledger.Key]uint64) {
+		t.Helper()
+		for key, n := range want {
+			if got := mustRead(t, l, key).In.Packets; got != n {
+				t.Errorf("%+v: got %d packets, want %d", key, got, n)
+			}
+		}
+	}
+	put := func(key ledger.Key, ignored ...string) {
+		t.Helper()
+		account := ledger.Account{Key: key}
+		for _, p := range ignored {
+			account.Ignored = append(account.Ignored, netip.MustParsePrefix(p))
+		}
+		if err := l.Put(account); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(dual)
+	mustSend(t, other, a, 1)
+	count(map[ledger.Key]uint64{dual: 1})
+	put(wild)
+	mustSend(t, other, a, 1)
+	count(map[ledger.Key]uint64{dual: 1, wild: 1})
+	put(specific, "10.0.0.0/8", "10.1.0.0/16", "fd00::/8")
+	mustSend(t, other, a, 1)
+	count(map[ledger.Key]uint64{dual: 1, wild: 1, specific: 1})
+
+	for _, ignored := range [][]string{{"127.0.0.0/8"}, {"127.0.0.1/32", "10.0.0.0/8"}} {
+		put(specific, ignored...)
+		nettest.Eventually(t, func() error {
+			if q := mustRead(t, l, specific).Quiet; q < 50*time.Millisecond {
+				return fmt.Errorf("quiet for %v", q)
+			}
+			return nil
+		})
+		mustSend(t, other, a, 1)
+		mustSend(t, a, other, 1)
+		if r := mustRead(t, l, specific); r.Quiet < 50*time.Millisecond {
+			t.Errorf("ignored %v: got %+v, want it still quiet", ignored, r)
+		}
+	}
+	put(specific) // ignores nothing any more
+	sent := time.Now()
+	mustSend(t, other, a, 1)
+	if got, most := mustRead(t, l, specific).Quiet, time.Since(sent); got > most {
+		t.Errorf("got quiet for %v, want at most %v", got, most)
+	}
+	count(map[ledger.Key]uint64{dual: 1, wild: 1, specific: 4})
+
+	put(specific, "127.0.0.0/8")
+	for range 2 { // the second time there is none
+		if err := l.Remove(specific); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Read([]ledger.Key{specific}); !errors.Is(err, ledger.ErrLost) {
+		t.Errorf("got %v from a removed account, want ErrLost", err)
+	}
+	mustSend(t, other, a, 1)
+	count(map[ledger.Key]uint64{dual: 1, wild: 2})
+	put(specific, "127.0.0.0/8")
+	count(map[ledger.Key]uint64{specific: 0})
+}
+
 func mustListen(t *testing.T, address string) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address)))
@@ -198,9 +282,10 @@ func BenchmarkOpen5000(b *testing.B) {
 	for i := range 5000 {
 		keys = append(keys, ledger.Key{Protocol: unix.IPPROTO_TCP, Port: uint16(1000 + i)})
 	}
+	all := accounts(keys...)
 	b.ReportAllocs()
 	for b.Loop() {
-		l, err := ledger.Open("bench", keys, true)
+		l, err := ledger.Open("bench", all, true)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -218,7 +303,7 @@ func BenchmarkRead(b *testing.B) {
 	for i := range 5000 {
 		keys = append(keys, ledger.Key{Family: unix.NFPROTO_IPV4, Protocol: unix.IPPROTO_TCP, Port: uint16(1000 + i)})
 	}
-	l, err := ledger.Open("bench", keys, true)
+	l, err := ledger.Open("bench", accounts(keys...), true)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -25,43 +25,55 @@ func (d direction) String() string { return [...]string{"in", "out"}[d] }
 
 // sets are the sets of one kind; zero where no account is of that kind.
 type sets struct {
-	count [2]*nftables.Set // by direction
-	last  *nftables.Set
+	count   [2]*nftables.Set // by direction
+	last    *nftables.Set
+	ignored [families]*nftables.Set // nil where no account of that kind ignores such peers
 }
 
-// addSets puts the sets of one kind, with room for size elements, into the next batch.
-// Every set gets its id from us: the library's own counter is shared and not locked.
-func addSets(c *nftables.Conn, table *nftables.Table, k kind, size int) (sets, error) {
-	parts := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
-	if k != dual {
-		first := [...]nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeNFProto}[k]
-		parts = slices.Insert(parts, 0, first)
+func (t *table) home() *nftables.Table {
+	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
+}
+
+// addSets puts the sets that elements need and are not there yet into the next batch. grown says
+// that there are any.
+func (t *table) addSets(e *elements) (grown bool, err error) {
+	id := uint32(0) // the library's own counter is shared and not locked
+	add := func(set nftables.Set) *nftables.Set {
+		id++
+		set.Table, set.Concatenation, set.ID = t.home(), true, id
+		if err == nil {
+			err = t.conn.AddSet(&set, nil)
+		}
+		grown = true
+		return &set
 	}
-	base := nftables.Set{
-		Table:         table,
-		KeyType:       nftables.MustConcatSetType(parts...),
-		Concatenation: true,
-		Size:          uint32(max(size, 1)), // the sets never grow
-	}
-	var s sets
-	for _, d := range []direction{in, out} {
-		set := base
-		set.ID, set.Name, set.Counter = uint32(k)*3+uint32(d)+1, d.String()+"_"+k.String(), true
-		s.count[d] = &set
-	}
-	set := base
-	set.ID, set.Name, set.Dynamic, set.HasTimeout, set.Timeout = uint32(k)*3+3, "last_"+k.String(), true, true, lifetime
-	s.last = &set
-	for _, set := range []*nftables.Set{s.count[in], s.count[out], s.last} {
-		if err := c.AddSet(set, nil); err != nil {
-			return s, err
+	for k := range kinds {
+		parts := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
+		if k != dual {
+			first := [...]nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeNFProto}[k]
+			parts = slices.Insert(parts, 0, first)
+		}
+		s, key := &t.sets[k], nftables.MustConcatSetType(parts...)
+		if s.last == nil && len(e.keys[k]) > 0 {
+			for _, d := range []direction{in, out} {
+				s.count[d] = add(nftables.Set{Name: d.String() + "_" + k.String(), KeyType: key, Counter: true})
+			}
+			s.last = add(nftables.Set{Name: "last_" + k.String(), KeyType: key, Dynamic: true, HasTimeout: true, Timeout: lifetime})
+		}
+		for f := range families {
+			if s.ignored[f] == nil && len(e.ignored[k][f]) > 0 {
+				peer := [...]nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr}[f]
+				s.ignored[f] = add(nftables.Set{
+					Name: "ignored_" + k.String() + "_" + f.String(), KeyType: nftables.MustConcatSetType(append(parts, peer)...), Interval: true,
+				})
+			}
 		}
 	}
-	return s, nil
+	return grown, err
 }
 
-// addRules puts the chains and their rules into the next batch. Their number does not
-// depend on that of the sockets.
+// writeRules puts the chains and their rules into the next batch, in the place of those that are there.
+// Their number does not depend on that of the sockets.
 //
 //	chain in  { type filter hook input priority 300
 //	    [ct state]                                            # only if track: turns connection tracking on
@@ -70,47 +82,53 @@ func addSets(c *nftables.Conn, table *nftables.Table, k kind, size int) (sets, e
 //	    meta nfproto . meta l4proto . th dport @in_any goto in_any
 //	    meta l4proto . th dport @in_dual goto in_dual }
 //	chain in_ip4 {
+//	    ip daddr . meta l4proto . th dport . ip saddr @ignored_ip4_v4 return   # only if there is such a set
 //	    tcp flags & (fin|syn|rst|psh) != 0 update @last_ip4 { ip daddr . meta l4proto . th dport }
 //	    meta l4proto udp update @last_ip4 { ip daddr . meta l4proto . th dport } }
 //
-// and the same for out, with the source. The hooks lie behind destination NAT and filters
-// and before source NAT, so the packets have the addresses that the socket sees.
-func addRules(c *nftables.Conn, table *nftables.Table, all [kinds]sets, track bool) {
+// and the same for out, with source and destination exchanged. The hooks lie behind destination NAT and
+// filters and before source NAT, so the packets have the addresses that the socket sees.
+func (t *table) writeRules() {
+	chain := func(c nftables.Chain) *nftables.Chain {
+		c.Table = t.home()
+		added := t.conn.AddChain(&c)
+		t.conn.FlushChain(added)
+		return added
+	}
 	rule := func(chain *nftables.Chain, exprs ...expr.Any) {
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
+		t.conn.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs})
 	}
 	for d, hook := range []*nftables.ChainHook{nftables.ChainHookInput, nftables.ChainHookOutput} {
 		d := direction(d)
-		touch := [kinds]*nftables.Chain{}
-		for k := range kinds {
-			if all[k].last == nil {
-				continue
-			}
-			touch[k] = c.AddChain(&nftables.Chain{Name: d.String() + "_" + k.String(), Table: table})
-			last := &expr.Dynset{
-				SrcRegKey: keyRegister, Operation: unix.NFT_DYNSET_OP_UPDATE,
-				SetName: all[k].last.Name, SetID: all[k].last.ID,
-			}
-			key := loadKey(k, d)
-			rule(touch[k], slices.Concat(tcpThatMatters(), key, []expr.Any{last})...)
-			rule(touch[k], slices.Concat(protocolIs(unix.IPPROTO_UDP), key, []expr.Any{last})...)
-		}
-		base := c.AddChain(&nftables.Chain{
-			Name: d.String(), Table: table, Type: nftables.ChainTypeFilter,
-			Hooknum: hook, Priority: nftables.ChainPriorityConntrackHelper,
+		base := chain(nftables.Chain{
+			Name: d.String(), Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityConntrackHelper,
 		})
-		if track {
+		if t.track {
 			rule(base, &expr.Ct{Register: keyRegister, Key: expr.CtKeySTATE})
 		}
 		// An address of its own takes precedence over the wildcard, as in the kernel's
 		// choice of the socket: goto does not come back.
-		for k := range kinds {
-			if all[k].last == nil {
+		for k, s := range t.sets {
+			if s.last == nil {
 				continue // no lookups for nothing
 			}
-			rule(base, slices.Concat(loadKey(k, d), []expr.Any{
-				&expr.Lookup{SourceRegister: keyRegister, SetName: all[k].count[d].Name, SetID: all[k].count[d].ID},
-				&expr.Verdict{Kind: expr.VerdictGoto, Chain: touch[k].Name},
+			k := kind(k)
+			touch := chain(nftables.Chain{Name: d.String() + "_" + k.String()})
+			for f, set := range s.ignored {
+				if set != nil {
+					rule(touch, slices.Concat(loadKeyAndPeer(k, d, family(f)), []expr.Any{
+						&expr.Lookup{SourceRegister: keyRegister, SetName: set.Name},
+						&expr.Verdict{Kind: expr.VerdictReturn},
+					})...)
+				}
+			}
+			last := &expr.Dynset{SrcRegKey: keyRegister, Operation: unix.NFT_DYNSET_OP_UPDATE, SetName: s.last.Name}
+			key := loadKey(k, d)
+			rule(touch, slices.Concat(tcpThatMatters(), key, []expr.Any{last})...)
+			rule(touch, slices.Concat(protocolIs(unix.IPPROTO_UDP), key, []expr.Any{last})...)
+			rule(base, slices.Concat(key, []expr.Any{
+				&expr.Lookup{SourceRegister: keyRegister, SetName: s.count[d].Name},
+				&expr.Verdict{Kind: expr.VerdictGoto, Chain: touch.Name},
 			})...)
 		}
 	}
@@ -150,6 +168,23 @@ func loadKey(k kind, d direction) []expr.Any {
 	return append(load,
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: next},
 		&expr.Payload{Base: expr.PayloadBaseTransportHeader, DestRegister: next + 1, Offset: port, Len: 2})
+}
+
+// loadKeyAndPeer loads the key of a packet and behind it the address of the other end. It matches only
+// packets of the family.
+func loadKeyAndPeer(k kind, d direction, f family) []expr.Any {
+	peer := &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+	if f == v6 {
+		peer.Offset, peer.Len = 8, 16
+	}
+	if d == out {
+		peer.Offset += peer.Len
+	}
+	// The registers that loadKey fills: the address or family, protocol and port.
+	peer.DestRegister = keyRegister + [...]uint32{1, 4, 1, 0}[k] + 2
+	protocol := [...]byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6}[f]
+	return slices.Concat(
+		[]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: keyRegister}, equal(protocol)}, loadKey(k, d), []expr.Any{peer})
 }
 
 // tcpThatMatters matches TCP packets that open, close or carry data.

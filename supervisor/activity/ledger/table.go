@@ -31,13 +31,15 @@ type table struct {
 	wire *mdlayher.Conn
 	// lock is an abstract Unix socket named after the table: it tells the living from the dead where
 	// the kernel knows no owners. -1: none, as where it does: anybody may take such a name.
-	lock int
+	lock  int
+	track bool        // makes connection tracking active
+	sets  [kinds]sets // that there are
 }
 
 // createTable makes an empty table under the first name that is free.
-func createTable(reader *netlink.Conn, name string) (*table, error) {
+func createTable(reader *netlink.Conn, name string, track bool) (*table, error) {
 	for i := 1; i <= maxNames; i++ {
-		t := &table{name: name, lock: -1}
+		t := &table{name: name, lock: -1, track: track}
 		if i > 1 {
 			t.name = fmt.Sprintf("%s-%d", name, i)
 		}
@@ -184,49 +186,6 @@ func (t *table) transact(messages ...mdlayher.Message) error {
 // answerWithin is when the kernel is given up on; it answers at once.
 const answerWithin = 10 * time.Second
 
-const (
-	chunk    = 500 // elements in a message: an attribute holds at most 64 KB
-	perBatch = 8   // messages in a batch: it must fit into the send buffer, 208 KB by default
-)
-
-// fill adds the sets with their elements, then the chains with their rules.
-func (t *table) fill(keys [kinds][]Key, track bool) error {
-	home := &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
-	var all [kinds]sets
-	for k := range kinds {
-		if len(keys[k]) == 0 {
-			continue
-		}
-		var err error
-		if all[k], err = addSets(t.conn, home, k, len(keys[k])); err != nil {
-			return err
-		}
-	}
-	if err := t.flush(); err != nil {
-		return err
-	}
-	var batch []mdlayher.Message
-	for k := range kinds {
-		for rest := keys[k]; len(rest) > 0; rest = rest[min(chunk, len(rest)):] {
-			for _, set := range []*nftables.Set{all[k].count[in], all[k].count[out], all[k].last} {
-				batch = append(batch, t.newElements(set.Name, rest[:min(chunk, len(rest))]))
-				if len(batch) < perBatch {
-					continue
-				}
-				if err := t.transact(batch...); err != nil {
-					return err
-				}
-				batch = batch[:0]
-			}
-		}
-	}
-	if err := t.transact(batch...); err != nil {
-		return err
-	}
-	addRules(t.conn, home, all, track)
-	return t.flush()
-}
-
 // flush sends what the library has gathered.
 func (t *table) flush() error {
 	unbound, err := t.bound()
@@ -237,29 +196,8 @@ func (t *table) flush() error {
 	return t.conn.Flush()
 }
 
-// newElements makes a message that adds elements to a set. The library could, with several
-// times the time and memory, which matters for thousands.
-func (t *table) newElements(set string, keys []Key) mdlayher.Message {
-	r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, unix.NFT_MSG_NEWSETELEM, 0, unix.NFPROTO_INET).
-		String(unix.NFTA_SET_ELEM_LIST_TABLE, t.name).
-		String(unix.NFTA_SET_ELEM_LIST_SET, set).
-		Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(r *netlink.Request) { addKeys(r, keys) })
-	return asMessage(unix.NFT_MSG_NEWSETELEM, r)
-}
-
-// addKeys adds a list of elements that consist of a key.
-func addKeys(r *netlink.Request, keys []Key) {
-	for _, key := range keys {
-		r.Nested(unix.NFTA_LIST_ELEM, func(r *netlink.Request) {
-			r.Nested(unix.NFTA_SET_ELEM_KEY, func(r *netlink.Request) {
-				r.Attribute(unix.NFTA_DATA_VALUE, key.encode()...)
-			})
-		})
-	}
-}
-
-// remove deletes the table and lets go of its name.
-func (t *table) remove() error {
+// close deletes the table and lets go of its name.
+func (t *table) close() error {
 	err := t.transact(t.message(unix.NFT_MSG_DELTABLE, 0))
 	if errors.Is(err, unix.ENOENT) {
 		err = nil // somebody was faster

@@ -1,0 +1,260 @@
+package activation
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotParkable says that a socket cannot be parked, however often one tries: it is not TCP, its port is
+// shared by wish (ReusePort), another user has bound it, or the kernel does not move connections
+// from one socket to another ([AllowParking]).
+var ErrNotParkable = errors.New("socket cannot be parked")
+
+// migratePath makes the kernel (5.14 and later) move what waits at a listening socket that
+// is closed to another one of its group, for this network namespace (ip-sysctl).
+const migratePath = "/proc/sys/net/ipv4/tcp_migrate_req"
+
+// AllowParking switches on in this network namespace what [Socket.Park] needs. The caller calls
+// release when it parks nothing any more: that switches it off again where it was off
+// before and no other supervisor wants it. The error has ErrNotParkable in its chain.
+func AllowParking() (release func() error, err error) {
+	s := &Switch{Path: migratePath}
+	if err := s.On(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNotParkable, err), s.Restore())
+	}
+	return s.Restore, nil
+}
+
+// parkingPlace is the second socket of a parked one.
+type parkingPlace struct {
+	fd         int
+	index      uint32 // in the group of both
+	readmitted bool   // new connections come to the first socket
+}
+
+// Park sends new connections to a second socket on the same address that nobody else
+// has, where they wait. What is in the queue of the socket itself stays there, and so does a
+// handshake that it has begun. Nobody is refused. It does nothing to a socket that is parked.
+//
+// While it is parked, another program of the same user can listen on the address too if it asks to
+// share it (SO_REUSEPORT). The error is a *SocketError; with ErrNotParkable in its chain it
+// is of no use to try again. After an error new connections come to the socket itself.
+func (s *Socket) Park() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	if s.parking != nil {
+		err = s.parking.readmit(false)
+	} else if err = s.parkable(); err == nil {
+		s.parking, err = s.openPlace()
+	}
+	if err != nil {
+		return s.failure("park", err)
+	}
+	return nil
+}
+
+// Parked says whether the socket is parked.
+func (s *Socket) Parked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.parking != nil
+}
+
+// Readmit has new connections come to the socket itself again. Those that have come since Park wait
+// on, until Unpark. It is for a caller that looks whether handshakes are under way (sock_diag(7),
+// SYN_RECV) and gives them time. It does nothing to a socket that is not parked. Park takes it back. The
+// error is a *SocketError.
+func (s *Socket) Readmit() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.parking == nil {
+		return nil
+	}
+	if err := s.parking.readmit(true); err != nil {
+		return s.failure("unpark", err)
+	}
+	return nil
+}
+
+// Unpark has new connections come to the socket again, and moves there all that have come since
+// Park, with what their clients have sent. Handshakes under way end there. Whoever waits for the
+// socket hears of them. It does nothing to a socket that is not parked. It takes some
+// 10 ms, as long as the kernel needs to be done with packets that it has begun with.
+//
+// The kernel resets a connection the last packet of whose handshake comes in the very moment of the
+// move, a few microseconds. Fast handshakes have ended by then; Readmit is for the slow ones.
+//
+// A Park that comes before it is done wins.
+//
+// The error is a *SocketError; the socket is still parked then, and nothing is lost.
+// ErrShutDown in its chain says that a process has shut the socket down: [Socket.Revive] first.
+func (s *Socket) Unpark() error {
+	if err := s.beginUnpark(); err != nil {
+		return s.failure("unpark", err)
+	}
+	waitForSoftIRQs()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.parking
+	if p == nil || !p.readmitted {
+		return nil
+	}
+	if err := s.canTake(); err != nil {
+		return s.failure("unpark", err)
+	}
+	p.close()
+	s.parking = nil
+	s.letNobodyJoin()
+	// Not every kernel tells those who wait that connections have moved (Linux 6.18.44 does). This
+	// shuts nothing down of a socket that listens, but it wakes them (inet_shutdown in the kernel).
+	_ = unix.Shutdown(s.fd, unix.SHUT_WR)
+	return nil
+}
+
+// beginUnpark is Readmit, if the rest can follow.
+func (s *Socket) beginUnpark() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.parking == nil {
+		return nil
+	}
+	if err := s.canTake(); err != nil {
+		return err
+	}
+	return s.parking.readmit(true)
+}
+
+// canTake says why the queue of the second socket cannot move to the first one.
+func (s *Socket) canTake() error {
+	listening, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err == nil && listening == 0 {
+		err = ErrShutDown
+	}
+	if err != nil {
+		return err
+	}
+	// What cannot be read, for lack of descriptors for instance, was on when the socket was parked.
+	if on, err := isOn(migratePath); err == nil && !on {
+		return fmt.Errorf("%w: somebody has set %s to 0", ErrNotParkable, migratePath)
+	}
+	return nil
+}
+
+// waitForSoftIRQs waits until no processor works any more on a packet that it had begun with before.
+func waitForSoftIRQs() {
+	const global = 1 // MEMBARRIER_CMD_GLOBAL (membarrier(2)): synchronize_rcu in the kernel
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
+		// Not with nohz_full. Nothing takes that long.
+		_, _ = unix.Poll(nil, 20) // an early return by a signal is no harm
+	}
+}
+
+// parkable says why the socket cannot be parked.
+func (s *Socket) parkable() error {
+	if s.addr.Network != TCP || s.spec.Options.ReusePort {
+		return fmt.Errorf("%w: it is not TCP, or shares its port", ErrNotParkable)
+	}
+	protocol, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return err
+	}
+	if protocol != unix.IPPROTO_TCP {
+		return fmt.Errorf("%w: it is of protocol %d", ErrNotParkable, protocol) // MPTCP, inherited
+	}
+	shared, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	if err != nil {
+		return err
+	}
+	if shared != 0 && s.inherited {
+		return fmt.Errorf("%w: it was inherited with a shared port", ErrNotParkable) // with strangers in the group
+	}
+	on, err := isOn(migratePath)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("%w: the kernel is too old: %w", ErrNotParkable, err)
+	case err == nil && !on:
+		return fmt.Errorf("%w: %s is 0", ErrNotParkable, migratePath)
+	}
+	return err
+}
+
+// openPlace opens the second socket and has it chosen for all new connections.
+func (s *Socket) openPlace() (*parkingPlace, error) {
+	t, err := s.twin()
+	if err != nil {
+		return nil, err
+	}
+	p := &parkingPlace{fd: t.fd, index: 1} // the one that is there joins the group as number 0
+	err = s.filterAccess(s.spec.Options.Access, p.fd)
+	if err == nil {
+		err = s.letJoin()
+	}
+	if err == nil {
+		err = t.bind()
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = fmt.Errorf("%w: another user has bound it: %w", ErrNotParkable, err)
+	}
+	if err == nil {
+		err = unix.Listen(p.fd, s.backlog())
+	}
+	if err == nil {
+		err = p.choose(p.index)
+	}
+	if err != nil {
+		p.close()
+		s.letNobodyJoin()
+		return nil, err
+	}
+	return p, nil
+}
+
+// rejoin prepares a parked socket that was shut down for listen(2), which makes it the last of
+// the group again.
+func (s *Socket) rejoin() error {
+	p := s.parking
+	if p == nil {
+		return nil
+	}
+	if err := s.letJoin(); err != nil { // where a process has changed that too
+		return err
+	}
+	p.index = 0
+	return p.readmit(p.readmitted)
+}
+
+// readmit chooses the first socket, or the second.
+func (p *parkingPlace) readmit(yes bool) error {
+	index := p.index
+	if yes {
+		index = 1 - index
+	}
+	err := p.choose(index)
+	if err == nil {
+		p.readmitted = yes
+	}
+	return err
+}
+
+// choose has the kernel give every new connection to the socket of the group with this index. An
+// index that nobody has means any socket of the group.
+func (p *parkingPlace) choose(index uint32) error {
+	program := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: index}}
+	err := unix.SetsockoptSockFprog(p.fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
+		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	if err != nil {
+		return fmt.Errorf("choose between two sockets: %w", err)
+	}
+	return nil
+}
+
+// close moves the queue to the other socket of the group.
+func (p *parkingPlace) close() {
+	// A process that is being started has a copy of every descriptor until its exec. The queue moves
+	// at once all the same. Nothing else can come of it: nobody is connected to a socket that listens.
+	_ = unix.Shutdown(p.fd, unix.SHUT_RDWR)
+	_ = unix.Close(p.fd)
+}

@@ -1,0 +1,69 @@
+package config
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hibergate/supervisor"
+)
+
+func FuzzLoad(f *testing.F) {
+	for _, pattern := range []string{"valid/*.toml", "invalid/*.toml"} {
+		files, _ := filepath.Glob(filepath.Join(testdata, pattern))
+		for _, name := range files {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(string(text))
+		}
+	}
+	f.Add("\x02") // the decoder gives position -1
+	f.Fuzz(func(t *testing.T, text string) {
+		d := newDecoder()
+		d.file("f.toml", text, nil)
+		d.finish()
+		for _, p := range d.problems() {
+			if p.Line < 1 || p.Line > 1+strings.Count(text, "\n") {
+				t.Errorf("line %d is not in the text: %s", p.Line, p)
+			}
+			if p.Text == "" {
+				t.Errorf("no text in %+v", p)
+			}
+		}
+		for _, s := range d.config.Services {
+			if len(d.findings) == 0 && !whole(s) {
+				t.Errorf("a service that is not whole: %+v", s)
+			}
+		}
+	})
+}
+
+// whole says whether the service has what it cannot be without.
+func whole(s *supervisor.Service) bool {
+	stop, restart, limits := s.Stop, s.Restart, s.Limits
+	for _, spec := range s.Sockets {
+		if a := spec.Options.Access; a != nil && (!spec.Address.Network.IP() || !masked(a.Allow) || !masked(a.Deny) || len(a.Allow)+len(a.Deny) == 0) {
+			return false
+		}
+	}
+	for _, r := range []supervisor.Rate{limits.AcceptRate, limits.AcceptRatePerSource, limits.WakeRate} {
+		if (r != supervisor.Rate{}) && (r.Count < 1 || r.Per < time.Duration(r.Count)) {
+			return false
+		}
+	}
+	return len(s.Sockets) > 0 && len(s.Exec.Command) > 0 && s.Start.Timeout >= 0 &&
+		stop.Signal > 0 && stop.FinalSignal > 0 && stop.Timeout > 0 &&
+		restart.Delay > 0 && restart.MaxDelay >= restart.Delay && restart.Interval > 0 && restart.FailedDelay >= 0 && restart.Burst >= 0 &&
+		limits.SourcePrefix >= 1 && limits.SourcePrefix <= 128 && masked(s.Wake.Ignore) && s.Wake.MinBytes >= 0
+}
+
+// masked says whether no prefix has bits that do not count.
+func masked(prefixes []netip.Prefix) bool {
+	return !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() })
+}

@@ -1,0 +1,180 @@
+package supervisor
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"hibergate/activation"
+)
+
+// reap is told that a process that was started has ended.
+func (s *Supervisor) reap(now time.Time, p *instance) {
+	u := p.unit
+	delete(s.procs, p.token)
+	u.procs = slices.DeleteFunc(u.procs, func(q *instance) bool { return q == p })
+	if err := s.watcher.Remove(p.PIDFD()); err != nil {
+		s.log.Error("process left in the watcher", slog.String("service", u.spec.Name), slog.Any("err", err))
+	}
+	if u.spec.Accept && u.spec.Stop.KillMode != KillProcess {
+		// Its connection ends with it. As long as it is not reaped its group is nobody else's.
+		if err := p.KillGroup(); err != nil {
+			s.log.Error("process group not killed", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
+		}
+	}
+	status, err := p.Reap()
+	if err != nil {
+		s.log.Error("process not reaped", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.Any("err", err))
+	}
+	s.log.Debug("process ended", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.String("status", status.String()))
+	u.sources.release(p.source)
+	left := len(u.procs) == 0 && s.left(u)
+	if left && !u.spec.Accept {
+		s.log.Info("first process ended, others of the service run on",
+			slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.String("status", status.String()))
+	}
+	s.over(u, left, func(queued []uint64) event { return exited{status: status, queued: queued, left: left} })
+	s.resume(now)
+}
+
+// over tells a policy that a process has ended. Where it was the last one, what it may have left on the
+// sockets is undone, and the policy hears what waits on them.
+func (s *Supervisor) over(u *unit, left bool, ev func(queued []uint64) event) {
+	now := time.Now()
+	if !left && len(u.procs) == 0 {
+		if err := u.tree.Rest(); err != nil {
+			s.log.Error("cgroup kept open", slog.String("service", u.spec.Name), slog.Any("err", err))
+		}
+	}
+	if u.spec.Accept || left && u.spec.Stop.KillMode != KillProcess {
+		s.step(now, u, ev(nil))
+		return
+	}
+	s.restore(u)
+	switch {
+	case !s.waits(u):
+		s.step(now, u, ev(nil))
+	case !u.queue:
+		s.step(now, u, ev([]uint64{unidentified}))
+	default:
+		s.goDo(func() message {
+			ids := s.queued(u)
+			if len(ids) == 0 {
+				ids = []uint64{unidentified} // for something does wait
+			}
+			return func(now time.Time) { s.step(now, u, ev(ids)) }
+		}, nil)
+	}
+}
+
+// left says whether processes of the unit live, and if so waits for their end.
+func (s *Supervisor) left(u *unit) bool {
+	if u.end != nil {
+		return true
+	}
+	empty, err := u.tree.Empty()
+	if err == nil && empty {
+		return false
+	}
+	var fd int
+	if err == nil {
+		fd, err = u.tree.Ended()
+	}
+	if err == nil {
+		// Now that their end would be noticed: is it not over already?
+		if empty, err = u.tree.Empty(); err == nil && empty {
+			closeFD(fd)
+			return false
+		}
+		if err == nil {
+			s.lastToken++
+			u.end = &treeEnd{unit: u, fd: fd, token: s.lastToken | processToken}
+			s.ends[u.end.token] = u.end
+			if err = s.watcher.Arm(fd, u.end.token); err == nil {
+				return true
+			}
+			err = errors.Join(err, s.forgetEnd(u.end))
+		} else {
+			closeFD(fd)
+		}
+	}
+	s.log.Error("descendants not found", slog.String("service", u.spec.Name), slog.Any("err", err))
+	return false
+}
+
+// forgetEnd gives up the wait for the last process of a unit.
+func (s *Supervisor) forgetEnd(e *treeEnd) error {
+	delete(s.ends, e.token)
+	e.unit.end = nil
+	err := s.watcher.Remove(e.fd)
+	closeFD(e.fd)
+	return err
+}
+
+// treePause keeps processes that follow one another quickly from taking up the loop.
+const treePause = 20 * time.Millisecond
+
+// treeChanged is told that processes of a unit have ended, maybe the last one.
+func (s *Supervisor) treeChanged(now time.Time, e *treeEnd) {
+	u := e.unit
+	if err := s.forgetEnd(e); err != nil {
+		s.log.Error("process tree left in the watcher", slog.String("service", u.spec.Name), slog.Any("err", err))
+	}
+	if empty, err := u.tree.Empty(); err == nil && empty {
+		s.emptied(now, u)
+		return
+	}
+	s.after(now, treePause, func(now time.Time) {
+		if len(u.procs) == 0 && u.end == nil && !s.left(u) {
+			s.emptied(now, u)
+		}
+	})
+}
+
+func (s *Supervisor) emptied(now time.Time, u *unit) {
+	if len(u.procs) > 0 {
+		return // it was started again
+	}
+	s.over(u, false, func(queued []uint64) event { return emptied{queued} })
+	s.resume(now)
+}
+
+// resume lets the unit go on that has waited longest for a process to end.
+func (s *Supervisor) resume(now time.Time) {
+	if len(s.paused) == 0 {
+		return
+	}
+	u := s.paused[0]
+	s.paused, u.paused = s.paused[1:], false
+	s.step(now, u, resourcesFreed{})
+}
+
+// pause has a unit go on when a process has ended.
+func (s *Supervisor) pause(u *unit) {
+	if !u.paused {
+		u.paused = true
+		s.paused = append(s.paused, u)
+	}
+}
+
+// restore undoes what a process may have left on the sockets that it shared with us.
+func (s *Supervisor) restore(u *unit) {
+	for i := range u.ports {
+		sock := u.ports[i].sock
+		var repaired string
+		var err error
+		if network := sock.Address().Network; network != activation.TCP {
+			err = s.watcher.Remove(sock.FD()) // Restore may put another socket under the same descriptor
+		}
+		if err == nil {
+			repaired, err = sock.Restore()
+		}
+		switch {
+		case err != nil:
+			s.log.Error("socket not restored", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.Any("err", err))
+		case repaired != "":
+			s.log.Warn("socket restored", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.String("why", repaired))
+		}
+	}
+}

@@ -1,0 +1,91 @@
+package supervisor
+
+import (
+	"log/slog"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Refused counts what clients did not get. The zero value: nothing was refused.
+type Refused struct {
+	Access         uint64 `json:"access,omitempty"`                     // accept = true: connections from sources that may not use it and that the kernel let through
+	MaxConnections uint64 `json:"max_connections,omitempty"`            // closed
+	PerSource      uint64 `json:"max_connections_per_source,omitempty"` // closed
+	SourceRate     uint64 `json:"accept_rate_per_source,omitempty"`     // closed
+	Failed         uint64 `json:"failed,omitempty"`                     // closed or dropped, as the service was given up
+	Datagrams      uint64 `json:"datagrams,omitempty"`                  // dropped, as no run took them
+	Ignored        uint64 `json:"ignored,omitempty"`                    // wake.ignore: they left before the service was awake
+	Pauses         uint64 `json:"pauses,omitempty"`                     // times that something had to wait for resources
+}
+
+func (r *Refused) count(why sourceLimit) {
+	switch why {
+	case tooMany:
+		r.PerSource++
+	case tooFast:
+		r.SourceRate++
+	case withinLimits:
+	}
+}
+
+func (r *Refused) add(o *Refused) {
+	r.Access += o.Access
+	r.MaxConnections += o.MaxConnections
+	r.PerSource += o.PerSource
+	r.SourceRate += o.SourceRate
+}
+
+// refuseBatch is how much is refused at a time, to be fair to other services.
+const refuseBatch = 64
+
+// refuse accepts and closes what waits on a socket, so that clients learn that the service has failed.
+func (s *Supervisor) refuse(u *unit, socket int) {
+	sock := u.ports[socket].sock
+	for range refuseBatch {
+		var err error
+		if sock.Address().Network.Connections() {
+			// A process of the service may have made it blocking.
+			var fd int
+			if err = unix.SetNonblock(sock.FD(), true); err == nil {
+				fd, _, err = sock.Accept()
+			}
+			if err == nil {
+				closeFD(fd)
+			}
+		} else {
+			err = sock.Discard()
+		}
+		if err != nil {
+			break // nothing is left; or if it was something else, arming tells again
+		}
+		u.refused.Failed++
+	}
+	s.post(func(now time.Time) { // not at once: it would be its turn again before all others
+		if u.policy.life().state == Failed {
+			s.armPort(u, socket)
+		}
+	})
+}
+
+// drop takes the first datagram away from each socket where one waits.
+func (s *Supervisor) drop(u *unit) {
+	for i := range u.ports {
+		sock := u.ports[i].sock
+		if network := sock.Address().Network; network.Connections() {
+			continue
+		}
+		if pending, err := sock.Pending(); err != nil || !pending {
+			continue
+		}
+		if err := sock.Discard(); err != nil {
+			s.log.Error("datagram not dropped", slog.String("service", u.spec.Name), slog.Any("err", err))
+			continue
+		}
+		u.refused.Datagrams++
+		s.log.Warn("datagram dropped: no process took it in three runs",
+			slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
+	}
+}
+
+func closeFD(fd int) { _ = unix.Close(fd) } // close(2) releases it whatever it returns

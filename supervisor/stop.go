@@ -1,0 +1,267 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"hibergate/activation"
+)
+
+// The actions of a stop: freezing, looking, and parking new connections meanwhile.
+
+// allowParking prepares to park connections, or notes why not.
+func (s *Supervisor) allowParking() {
+	if s.global.NoParking {
+		s.noParking = "off in the configuration"
+		return
+	}
+	tcp := false
+	for _, u := range s.units {
+		tcp = tcp || u.parks()
+	}
+	if !tcp {
+		return
+	}
+	give, err := activation.AllowParking()
+	if err != nil {
+		s.noParking = err.Error()
+		s.log.Warn("connections are not parked while a service stops", slog.Any("err", err))
+		return
+	}
+	s.unparked = give
+}
+
+// parks says whether a unit has sockets whose connections can be parked while it stops.
+func (u *unit) parks() bool {
+	if u.spec.Accept {
+		return false // we are the one who accepts
+	}
+	for i := range u.ports {
+		if u.ports[i].sock.Spec().Address.Network == activation.TCP {
+			return true
+		}
+	}
+	return false
+}
+
+// parkPorts parks new connections where that is possible. It runs outside the loop, and returns why
+// it was not possible, where it could have been.
+func (s *Supervisor) parkPorts(u *unit) string {
+	if s.noParking != "" || !u.parks() {
+		return ""
+	}
+	var why string
+	for i := range u.ports {
+		sock := u.ports[i].sock
+		if sock.Spec().Address.Network != activation.TCP {
+			continue
+		}
+		if err := sock.Park(); err != nil {
+			why = err.Error()
+		}
+	}
+	return why
+}
+
+// parkDone is to be called in the loop when parkPorts has returned.
+func (s *Supervisor) parkDone(u *unit, why string) {
+	u.parking = false
+	if why != "" && u.noPark == "" {
+		s.log.Warn("connections are not parked while the service stops", slog.String("service", u.spec.Name), slog.String("err", why))
+	}
+	u.noPark = why
+	if !u.park {
+		s.unpark(u) // it was given up meanwhile
+	}
+}
+
+// unpark has new connections come to the sockets that the service has, at once, and then moves there those
+// that came meanwhile, which takes the kernel some 10 ms.
+func (s *Supervisor) unpark(u *unit) {
+	var parked []int
+	for i := range u.ports {
+		sock := u.ports[i].sock
+		if sock.Spec().Address.Network != activation.TCP || !sock.Parked() {
+			continue
+		}
+		// One that was shut down could take nothing.
+		revived, err := sock.Revive()
+		if revived && err == nil {
+			s.sayRevived(u, sock)
+		}
+		if err = errors.Join(err, sock.Readmit()); err != nil {
+			s.log.Error("connections not unparked", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.Any("err", err))
+		}
+		parked = append(parked, i)
+	}
+	if len(parked) == 0 {
+		return
+	}
+	s.goDo(func() message {
+		var failed error
+		for _, i := range parked {
+			p := &u.ports[i]
+			s.waitForHandshakes(p.key)
+			if err := p.sock.Unpark(); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("%s: %w", p.sock.Address(), err))
+			}
+		}
+		return func(now time.Time) {
+			if failed == nil {
+				return
+			}
+			s.log.Error("connections not unparked", slog.String("service", u.spec.Name), slog.Any("err", failed))
+			s.after(now, unparkAgain, func(time.Time) {
+				if !u.parking && !u.park {
+					s.unpark(u)
+				}
+			})
+		}
+	}, nil)
+}
+
+// unparkAgain is when what could not be unparked is tried again.
+const unparkAgain = time.Second
+
+// handshakeTimeout is how long handshakes get that are under way before a parked socket is given
+// up; see activation.Socket.Unpark. Those who wait on it have waited for the stop already.
+const handshakeTimeout = 50 * time.Millisecond
+
+func (s *Supervisor) waitForHandshakes(key uint32) {
+	end := time.Now().Add(handshakeTimeout)
+	for time.Now().Before(end) {
+		if n, err := s.looker.Handshakes(context.Background(), key); err != nil || n == 0 {
+			return
+		}
+		wait(5 * time.Millisecond)
+	}
+}
+
+// confirm parks new connections, freezes the service and looks at it.
+func (s *Supervisor) confirm(u *unit) {
+	u.park, u.parking = true, true
+	t := u.target()
+	s.goDo(func() message {
+		why := s.parkPorts(u)
+		err := u.tree.Freeze(context.Background())
+		var ev confirmed
+		if ev.err = err; err == nil {
+			ev.sums = s.look(context.Background(), t)[0]
+		}
+		return func(now time.Time) {
+			s.parkDone(u, why)
+			if u.run == t.run {
+				s.step(now, u, ev)
+			}
+		}
+	}, nil)
+}
+
+// freeze stops the service in memory.
+func (s *Supervisor) freeze(u *unit) {
+	run := u.run
+	s.goDo(func() message {
+		err := u.tree.Freeze(context.Background())
+		return func(now time.Time) {
+			if u.run == run {
+				s.step(now, u, frozen{err})
+			}
+		}
+	}, nil)
+}
+
+const (
+	// drainTimeout is how long a service that is to be stopped has to take the connections that are in its
+	// queue, and to be done with them.
+	drainTimeout = time.Second
+	// What is left is looked at after the first of these, then after twice that, up to the second.
+	minDrainPause, maxDrainPause = time.Millisecond, 20 * time.Millisecond
+)
+
+// drain parks new connections and gives the service a moment to take those that wait, and to be done with those that
+// are open. Where they cannot be parked there would be no end to it, so nobody is waited for.
+func (s *Supervisor) drain(u *unit) {
+	u.park, u.parking = true, true
+	t := u.target()
+	s.goDo(func() message {
+		why := s.parkPorts(u)
+		end, pause := time.Now().Add(drainTimeout), minDrainPause
+		for s.undrained(t) && time.Now().Before(end) {
+			wait(pause)
+			pause = min(2*pause, maxDrainPause)
+		}
+		return func(now time.Time) {
+			s.parkDone(u, why)
+			if u.run == t.run {
+				s.step(now, u, drained{})
+			}
+		}
+	}, nil)
+}
+
+// undrained says whether somebody waits on a parked socket of the service's, or has a connection with it.
+func (s *Supervisor) undrained(t target) bool {
+	parked := false
+	for i := range t.unit.ports {
+		sock := t.unit.ports[i].sock
+		if sock.Spec().Address.Network != activation.TCP || !sock.Parked() {
+			continue
+		}
+		parked = true
+		if pending, err := sock.Pending(); err == nil && pending {
+			return true
+		}
+	}
+	if !parked {
+		return false
+	}
+	for i, sum := range s.look(context.Background(), t)[0] {
+		if t.unit.ports[i].sock.Spec().Address.Network == activation.TCP && sum.Known && sum.Open > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// command runs the stop command of the service.
+func (s *Supervisor) command(u *unit) {
+	run := u.run
+	var env []string
+	if len(u.procs) > 0 {
+		env = []string{mainPID(u.procs[0].PID())}
+	}
+	s.goDo(func() message {
+		err := s.launcher.Run(u.spec, u.tree, u.spec.Stop.Command, env)
+		return func(now time.Time) {
+			if err != nil {
+				s.log.Warn("stop command failed", slog.String("service", u.spec.Name), slog.Any("err", err))
+			}
+			if u.run == run {
+				s.step(now, u, commandEnded{})
+			}
+		}
+	}, nil)
+}
+
+// readQueue asks what waits, and what the kernel says of the sockets.
+func (s *Supervisor) readQueue(u *unit) {
+	t := u.target()
+	s.goDo(func() message {
+		ev := queueRead{}
+		if s.waits(u) {
+			ev.queued = s.queued(u)
+			ev.sums = s.look(context.Background(), t)[0]
+		}
+		return func(now time.Time) {
+			if u.run == t.run {
+				s.step(now, u, ev)
+			}
+		}
+	}, nil)
+}
+
+// wait is for goroutines that have nothing else to do meanwhile, and not for long.
+func wait(d time.Duration) { <-time.NewTimer(d).C }
