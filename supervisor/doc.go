@@ -8,9 +8,9 @@
 // and looking at the kernel happen in goroutines that bring back one message each. A
 // sleeping service costs a struct, and there is no ticker.
 //
-// A policy: solo.go, perconn.go, and what both have in machine.go; idleness.go, stuck.go and sources.go
+// A policy: solo.go with soloask.go and soloend.go, perconn.go, and what both have in machine.go; idleness.go, stuck.go and sources.go
 // judge. Its actions: actions.go (sockets, starts, looks), stop.go, refuse.go, screen.go, open.go. What comes
-// back: supervisor.go, reap.go. What users ask: request.go.
+// back: supervisor.go, notice.go, reap.go, timers.go. What users ask: request.go.
 //
 //	goroutine                how many                      owns
 //	Supervisor.Run           1                             every unit, the deadlines, the Watcher's Wait

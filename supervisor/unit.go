@@ -124,31 +124,3 @@ func socketToken(unit, socket int, gen uint32) uint64 {
 func splitToken(token uint64) (unit, socket int, gen uint32) {
 	return int(token >> 40), int(token >> 32 & 0xff), uint32(token)
 }
-
-// timers is the queue of deadlines, the earliest first (container/heap).
-// Services without a deadline are not in it.
-type timers []*unit
-
-func (t timers) Len() int           { return len(t) }
-func (t timers) Less(i, j int) bool { return t[i].due.Before(t[j].due) }
-func (t timers) Swap(i, j int) {
-	t[i], t[j] = t[j], t[i]
-	t[i].place, t[j].place = i, j
-}
-
-// Push and Pop are for container/heap.
-func (t *timers) Push(x any) {
-	u := x.(*unit)
-	u.place = len(*t)
-	*t = append(*t, u)
-}
-
-// Pop is for container/heap.
-func (t *timers) Pop() any {
-	last := len(*t) - 1
-	u := (*t)[last]
-	(*t)[last] = nil
-	*t = (*t)[:last]
-	u.place = -1
-	return u
-}
