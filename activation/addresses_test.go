@@ -112,7 +112,7 @@ func TestAddressWatch(t *testing.T) {
 		if _, err := w.Drain(); err != nil {
 			t.Fatal(err)
 		}
-		late := Prepare(Spec{Address: mustParse(t, "tcp://192.0.2.7:80")})
+		late := Prepare(&Spec{Address: mustParse(t, "tcp://192.0.2.7:80")})
 		defer late.Close()
 		if err := late.Open(); !MayOpenLater(err) {
 			t.Errorf("got %v without the address", err)

@@ -10,7 +10,7 @@ import (
 
 func TestHandoff(t *testing.T) {
 	t.Parallel()
-	socket := func(fd int, name string) *Socket { return &Socket{fd: fd, spec: Spec{Name: name}} }
+	socket := func(fd int, name string) *Socket { return &Socket{fd: fd, spec: &Spec{Name: name}} }
 	v4 := Peer{Remote: netip.MustParseAddrPort("192.0.2.7:4711"), Local: netip.MustParseAddrPort("192.0.2.1:80")}
 	v6 := Peer{Remote: netip.MustParseAddrPort("[fe80::7%eth0]:4711")}
 	tests := map[string]struct{ got, want Handoff }{

@@ -183,8 +183,9 @@ func networkOfSocket(domain, kind, protocol int) Network {
 // address, that is an error, as to open a second one would hide it.
 //
 // Options that can be set after bind(2) are set; mode, owner and group only where spec has
-// them. The rest is up to whoever bound it. The file is removed on Close only with RemoveOnStop.
-func (h *Inherited) Take(spec Spec) (*Socket, bool, error) {
+// them. The rest is up to whoever bound it. The file is removed on Close only with RemoveOnStop. The
+// Spec is kept, and must not be changed any more.
+func (h *Inherited) Take(spec *Spec) (*Socket, bool, error) {
 	i, err := h.find(spec)
 	if err != nil || i < 0 {
 		return nil, false, err
@@ -200,7 +201,7 @@ func (h *Inherited) Take(spec Spec) (*Socket, bool, error) {
 }
 
 // find returns the index of the socket that spec means, -1 where there is none.
-func (h *Inherited) find(spec Spec) (int, error) {
+func (h *Inherited) find(spec *Spec) (int, error) {
 	var wrong error
 	byAddress := -1
 	anyPort := spec.Address.Network.IP() && spec.Address.Port == 0 // then only the name tells it from others
@@ -224,7 +225,7 @@ func (h *Inherited) find(spec Spec) (int, error) {
 }
 
 // differs says why the socket is not the one that spec describes.
-func (in *inherited) differs(spec Spec) error {
+func (in *inherited) differs(spec *Spec) error {
 	want := spec.Address
 	switch {
 	case in.addr.Network != want.Network:
@@ -247,7 +248,7 @@ func (in *inherited) differs(spec Spec) error {
 }
 
 // differsInIP compares IP address, zone and IP versions.
-func (in *inherited) differsInIP(spec Spec) error {
+func (in *inherited) differsInIP(spec *Spec) error {
 	want, family := spec.Address.IP, spec.Options.Family
 	wildcard := in.addr.IP.IsUnspecified()
 	six := in.domain == unix.AF_INET6

@@ -201,7 +201,7 @@ func TestInheritRemoves(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := &Inherited{sockets: []inherited{in}}
-		s, ok, err := h.Take(Spec{Address: mustParse(t, "unix://"+p), Options: Options{RemoveOnStop: remove}})
+		s, ok, err := h.Take(&Spec{Address: mustParse(t, "unix://"+p), Options: Options{RemoveOnStop: remove}})
 		if !ok || err != nil {
 			t.Fatal(ok, err)
 		}
@@ -231,11 +231,11 @@ func TestInheritedFIFOForReadingOnly(t *testing.T) {
 	t.Parallel()
 	spec := Spec{Address: Address{Network: FIFO, Path: "/run/x"}}
 	in := inherited{fd: -1, addr: spec.Address}
-	if err := in.differs(spec); err == nil || err.Error() != "is not open for reading and writing" {
+	if err := in.differs(&spec); err == nil || err.Error() != "is not open for reading and writing" {
 		t.Errorf("got %v, want it refused", err)
 	}
 	in.readWrite = true
-	if err := in.differs(spec); err != nil {
+	if err := in.differs(&spec); err != nil {
 		t.Errorf("got %v of one that is open for both", err)
 	}
 }

@@ -42,7 +42,7 @@ func TestPathModeFromTheStart(t *testing.T) {
 	t.Parallel()
 	nettest.Need(t, nettest.Namespaces)
 	p := tempPath(t, "s")
-	s := &Socket{spec: Spec{Address: mustParse(t, "unix://"+p)}, addr: mustParse(t, "unix://"+p), fd: -1}
+	s := &Socket{spec: &Spec{Address: mustParse(t, "unix://"+p)}, addr: mustParse(t, "unix://"+p), fd: -1}
 	if _, err := s.create(); err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func TestPrepare(t *testing.T) {
 				}
 				address = holder.Address().String()
 			}
-			s := Prepare(Spec{Address: mustParse(t, address), Options: test.o})
+			s := Prepare(&Spec{Address: mustParse(t, address), Options: test.o})
 			checkNotOpen := func() {
 				if s.FD() != -1 || s.Address() != s.Spec().Address || s.Parked() || s.Inode() != 0 || len(s.Warnings()) > 0 {
 					t.Errorf("got descriptor %d, address %v", s.FD(), s.Address())

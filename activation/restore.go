@@ -103,11 +103,12 @@ func (s *Socket) restorePath() (repaired string, err error) {
 	if err != nil || isShut(events) || events&unix.POLLIN != 0 {
 		return "", err
 	}
-	fresh := Prepare(s.spec)
-	fresh.device = s.device
+	spec := *s.spec
 	if s.found != nil {
-		s.found.fill(&fresh.spec.Options)
+		s.found.fill(&spec.Options)
 	}
+	fresh := Prepare(&spec)
+	fresh.device = s.device
 	if err := fresh.Open(); err != nil {
 		return "", err
 	}

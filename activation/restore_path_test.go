@@ -137,7 +137,7 @@ func TestRestorePathInherited(t *testing.T) {
 	nettest.Need(t, nettest.Namespaces)
 	p := tempPath(t, "s")
 	made := mustOpen(t, "unix://"+p, Options{Mode: 0o604})
-	s := &Socket{spec: Spec{Address: made.Address()}, addr: made.Address(), fd: made.FD(), inode: made.Inode(), inherited: true}
+	s := &Socket{spec: &Spec{Address: made.Address()}, addr: made.Address(), fd: made.FD(), inode: made.Inode(), inherited: true}
 	if err := s.adoptPath(); err != nil {
 		t.Fatal(err)
 	}

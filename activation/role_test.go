@@ -34,7 +34,7 @@ func playInherit() error {
 			return err
 		}
 		family := map[string]Family{"": FamilyDefault, "dual": FamilyDual, "ipv4": FamilyIPv4, "ipv6": FamilyIPv6}[f[2]]
-		s, ok, err := h.Take(Spec{Name: f[0], Address: a, Options: Options{Family: family, Backlog: 5, KeepAlive: true}})
+		s, ok, err := h.Take(&Spec{Name: f[0], Address: a, Options: Options{Family: family, Backlog: 5, KeepAlive: true}})
 		if err != nil || !ok {
 			fmt.Println(ok, err)
 			continue

@@ -23,7 +23,7 @@ type Spec struct {
 // during Revive and Restore nothing but Address, Spec and FD, which these do not change, and for TCP
 // Park, Readmit, Unpark and Parked.
 type Socket struct {
-	spec      Spec
+	spec      *Spec   // may be shared, and is not changed
 	addr      Address // as bound
 	fd        int     // -1 once closed
 	device    string  // what SO_BINDTODEVICE is to be
@@ -57,7 +57,7 @@ func (e *SocketError) Unwrap() error { return e.Err }
 // A file of a Unix socket that nobody holds any more is replaced. A file that is
 // anything else is never touched.
 func Open(spec Spec) (*Socket, error) {
-	s := Prepare(spec)
+	s := Prepare(&spec)
 	if err := s.Open(); err != nil {
 		return nil, err
 	}
@@ -65,8 +65,9 @@ func Open(spec Spec) (*Socket, error) {
 }
 
 // Prepare returns the socket that spec describes, to be opened later. Until then its
-// Address is the Spec's, its FD is -1, Close does nothing, and all that needs a descriptor fails.
-func Prepare(spec Spec) *Socket {
+// Address is the Spec's, its FD is -1, Close does nothing, and all that needs a descriptor fails. The
+// Spec is kept, and must not be changed any more.
+func Prepare(spec *Spec) *Socket {
 	return &Socket{spec: spec, addr: spec.Address, fd: -1, device: spec.Options.Device}
 }
 
@@ -214,8 +215,8 @@ func (s *Socket) identify() error {
 	return nil
 }
 
-// Spec returns what the socket was opened from.
-func (s *Socket) Spec() Spec { return s.spec }
+// Spec returns what the socket was opened from. It is not to be changed.
+func (s *Socket) Spec() *Spec { return s.spec }
 
 // Address returns where the socket is bound: as in the Spec, with the port that
 // the kernel chose where the Spec had none.

@@ -156,6 +156,7 @@ func (s *Supervisor) room(want int) (int, error) {
 func (s *Supervisor) launch(u *unit, queue bool) {
 	u.run++
 	u.queue = queue
+	s.plant(u)
 	if _, err := s.room(1); err != nil {
 		s.post(func(now time.Time) { s.notLaunched(now, u, err, true) })
 		return
@@ -183,6 +184,13 @@ func (s *Supervisor) launch(u *unit, queue bool) {
 	}, func() { abandon(p) })
 }
 
+// plant makes the tree of a unit at its first start.
+func (s *Supervisor) plant(u *unit) {
+	if u.tree == nil {
+		u.tree = s.launcher.Tree(u.spec)
+	}
+}
+
 func (s *Supervisor) notLaunched(now time.Time, u *unit, err error, pause bool) {
 	if pause {
 		u.refused.Pauses++
@@ -193,6 +201,7 @@ func (s *Supervisor) notLaunched(now time.Time, u *unit, err error, pause bool) 
 
 func (s *Supervisor) serve(u *unit, a serve) {
 	p := &u.ports[a.socket]
+	s.plant(u)
 	room, err := s.room(a.room)
 	if err != nil && a.room > 0 {
 		s.post(func(now time.Time) {

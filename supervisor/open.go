@@ -22,8 +22,8 @@ func openAll(services []*Service, opts Options) (opened []listeners, err error) 
 	var failed []error
 	for _, svc := range services {
 		var l listeners
-		for _, spec := range svc.Sockets {
-			sock, err := openOne(spec, opts.Inherited)
+		for i := range svc.Sockets {
+			sock, err := openOne(&svc.Sockets[i], opts.Inherited)
 			if err != nil && !activation.MayOpenLater(err) {
 				failed = append(failed, fmt.Errorf("service %q: %w", svc.Name, err))
 				continue
@@ -40,7 +40,7 @@ func openAll(services []*Service, opts Options) (opened []listeners, err error) 
 }
 
 // openOne returns a socket that is open, or one that is not and an error.
-func openOne(spec activation.Spec, inherited *activation.Inherited) (*activation.Socket, error) {
+func openOne(spec *activation.Spec, inherited *activation.Inherited) (*activation.Socket, error) {
 	if inherited != nil {
 		sock, ok, err := inherited.Take(spec)
 		if err != nil {

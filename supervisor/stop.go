@@ -49,30 +49,33 @@ func (u *unit) parks() bool {
 
 // parkPorts parks new connections where that is possible. It runs outside the loop, and returns why
 // it was not possible, where it could have been.
-func (s *Supervisor) parkPorts(u *unit) string {
+func (s *Supervisor) parkPorts(u *unit) (why error) {
 	if s.noParking != "" || !u.parks() {
-		return ""
+		return nil
 	}
-	var why string
 	for i := range u.ports {
 		sock := u.ports[i].sock
 		if sock.Spec().Address.Network != activation.TCP {
 			continue
 		}
 		if err := sock.Park(); err != nil {
-			why = err.Error()
+			why = err
 		}
 	}
 	return why
 }
 
 // parkDone is to be called in the loop when parkPorts has returned.
-func (s *Supervisor) parkDone(u *unit, why string) {
+func (s *Supervisor) parkDone(u *unit, why error) {
 	u.parking = false
-	if why != "" && u.noPark == "" {
-		s.log.Warn("connections are not parked while the service stops", slog.String("service", u.spec.Name), slog.String("err", why))
+	before := u.noPark
+	u.noPark = ""
+	if why != nil {
+		u.noPark = why.Error()
+		if before == "" {
+			s.log.Warn("connections are not parked while the service stops", slog.String("service", u.spec.Name), slog.Any("err", why))
+		}
 	}
-	u.noPark = why
 	if !u.park {
 		s.unpark(u) // it was given up meanwhile
 	}
@@ -146,7 +149,12 @@ func (s *Supervisor) confirm(u *unit) {
 	t := u.target()
 	s.goDo(func() message {
 		why := s.parkPorts(u)
-		err := u.tree.Freeze(context.Background())
+		var err error
+		if why != nil && lacksResources(why) {
+			err = why // there is no hurry: it can be stopped when there are descriptors again
+		} else {
+			err = u.tree.Freeze(context.Background())
+		}
 		var ev confirmed
 		if ev.err = err; err == nil {
 			ev.sums = s.look(context.Background(), t)[0]

@@ -131,7 +131,7 @@ func newSupervisor(services []*Service, opened []listeners, launcher Launcher, o
 	}
 	now, key := time.Now(), uint32(0)
 	for i, svc := range services {
-		u := &unit{spec: svc, index: i, place: -1, ports: make([]port, len(opened[i].sockets)), tree: launcher.Tree(svc)}
+		u := &unit{spec: svc, index: i, place: -1, ports: make([]port, len(opened[i].sockets))}
 		for j, sock := range opened[i].sockets {
 			u.ports[j] = port{sock: sock, key: key, failed: opened[i].errs[j]}
 			key++
@@ -212,7 +212,10 @@ func (s *Supervisor) give(u *unit) error {
 	if u.end != nil {
 		errs = append(errs, s.forgetEnd(u.end))
 	}
-	return errors.Join(append(errs, u.tree.Close())...)
+	if u.tree != nil {
+		errs = append(errs, u.tree.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // loop handles one message after another until everything has stopped.

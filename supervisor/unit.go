@@ -13,7 +13,7 @@ type unit struct {
 	policy policy
 	ports  []port
 	procs  []*instance
-	tree   Tree
+	tree   Tree     // nil before the first start
 	end    *treeEnd // set while others live than those in procs
 
 	run     uint64 // counts launches, so that late answers about an earlier run are known as such
