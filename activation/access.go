@@ -170,12 +170,40 @@ func (a *Access) spans(zero netip.Addr) []span {
 	return out
 }
 
+// Range is the addresses from one to another, both included, of one IP version.
+type Range struct{ From, To netip.Addr }
+
+// Denied returns the sources that may not use the socket, in order.
+func (a *Access) Denied() []Range {
+	if a.Everybody() {
+		return nil
+	}
+	var out []Range
+	for _, zero := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		spans := a.spans(zero)
+		for i, s := range spans {
+			if s.permitted {
+				continue
+			}
+			to := last(netip.PrefixFrom(zero, 0))
+			if i+1 < len(spans) {
+				to = spans[i+1].from.Prev()
+			}
+			out = append(out, Range{s.from, to})
+		}
+	}
+	return out
+}
+
 // after returns the address that follows the last one of p; invalid where there is none.
-func after(p netip.Prefix) netip.Addr {
+func after(p netip.Prefix) netip.Addr { return last(p).Next() }
+
+// last returns the last address of p.
+func last(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {
 		b[i/8] |= 0x80 >> (i % 8)
 	}
-	last, _ := netip.AddrFromSlice(b) // of 4 or 16 bytes
-	return last.Next()
+	a, _ := netip.AddrFromSlice(b) // of 4 or 16 bytes
+	return a
 }

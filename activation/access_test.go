@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -335,5 +336,32 @@ func interpret(t *testing.T, code []unix.SockFilter, source netip.Addr, flags by
 		} else {
 			pc += int(in.Jf)
 		}
+	}
+}
+
+// Denied is what Permits does not permit.
+func TestAccessDenied(t *testing.T) {
+	t.Parallel()
+	prefix := netip.MustParsePrefix
+	for _, a := range []Access{
+		{Deny: []netip.Prefix{prefix("192.0.2.0/24"), prefix("2001:db8::/32")}},
+		{Allow: []netip.Prefix{prefix("192.0.2.0/24"), prefix("2001:db8::/32")}},
+		{Allow: []netip.Prefix{prefix("0.0.0.0/0")}, Deny: []netip.Prefix{prefix("255.0.0.0/8"), prefix("0.0.0.0/32")}},
+	} {
+		for _, addr := range []string{
+			"0.0.0.0", "0.0.0.1", "192.0.1.255", "192.0.2.0", "192.0.2.255", "192.0.3.0", "254.255.255.255", "255.0.0.0", "255.255.255.255",
+			"::", "2001:db7:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db9::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+		} {
+			at := netip.MustParseAddr(addr)
+			denied := slices.ContainsFunc(a.Denied(), func(r Range) bool {
+				return r.From.BitLen() == at.BitLen() && r.From.Compare(at) <= 0 && at.Compare(r.To) <= 0
+			})
+			if denied == a.Permits(at) {
+				t.Errorf("%+v, %s: permitted %v, denied %v", a, addr, a.Permits(at), denied)
+			}
+		}
+	}
+	if got := (&Access{}).Denied(); got != nil {
+		t.Errorf("got %v of everybody", got)
 	}
 }

@@ -34,7 +34,7 @@ func (s *Supervisor) do(u *unit, a action) {
 	case refuse:
 		s.refuse(u, a.socket)
 	case drop:
-		s.drop(u)
+		s.drop(u, a.ids)
 	case look:
 		s.toLook = append(s.toLook, u)
 	case readQueue:
@@ -109,13 +109,28 @@ func (s *Supervisor) signal(u *unit, a signal) {
 			}
 		}
 	case a.signal == syscall.SIGKILL:
-		err = u.tree.Kill()
+		s.kill(u)
 	default:
 		err = errors.Join(u.tree.Signal(a.signal), u.tree.Signal(syscall.SIGCONT))
 	}
 	if err != nil {
 		s.log.Error("signal not sent", slog.String("service", u.spec.Name), slog.String("signal", a.signal.String()), slog.Any("err", err))
 	}
+}
+
+// kill kills all processes of the unit. Without a cgroup it may take a while.
+func (s *Supervisor) kill(u *unit) {
+	u.reaching++
+	tree := u.tree
+	s.goDo(func() message {
+		err := tree.Kill()
+		return func(now time.Time) {
+			if err != nil {
+				s.log.Error("service not killed", slog.String("service", u.spec.Name), slog.Any("err", err))
+			}
+			s.reached(now, u)
+		}
+	}, nil)
 }
 
 // goDo runs work outside the loop; what it returns is run by the loop, or undo where the
@@ -275,11 +290,12 @@ func (s *Supervisor) adopt(u *unit, p Process, who source) {
 type target struct {
 	unit *unit
 	run  uint64
+	tree Tree // nil: nothing was ever started
 	live bool
 }
 
 func (u *unit) target() target {
-	return target{unit: u, run: u.run, live: len(u.procs) > 0 || u.end != nil}
+	return target{unit: u, run: u.run, tree: u.tree, live: len(u.procs) > 0 || u.end != nil}
 }
 
 // look asks the kernel about all sockets of the targets in one pass. It runs
@@ -306,12 +322,12 @@ func (s *Supervisor) look(ctx context.Context, targets ...target) [][]activity.S
 // (containers), and whether anything was read from a FIFO.
 func (s *Supervisor) lookIntoProcesses(ctx context.Context, t target, socket int, sum *activity.Summary) {
 	p := &t.unit.ports[socket]
-	network := p.sock.Address().Network
+	network := p.sock.Spec().Address.Network
 	needed := network == activation.FIFO || network.Unix() && network.Connections()
 	if !sum.Known || !t.live || !needed {
 		return
 	}
-	pids, err := t.unit.tree.PIDs()
+	pids, err := t.tree.PIDs()
 	switch {
 	case err != nil || len(pids) == 0:
 	case network == activation.FIFO:

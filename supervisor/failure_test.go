@@ -99,6 +99,84 @@ func TestDaemon(t *testing.T) {
 	})
 }
 
+// A freeze or a kill that is late does not meet the next process: until it is over, the end of the last one is not told.
+func TestLateFreezeAndKill(t *testing.T) {
+	svc := idleService("web")
+	svc.Stop = Stop{Signal: syscall.SIGTERM, FinalSignal: syscall.SIGKILL, Timeout: 10 * time.Second}
+	perform(t, []*Service{svc}, func(st *stage) {
+		t := st.t
+		for _, stubborn := range []bool{false, true} {
+			st.traffic("web")
+			st.pass(time.Second)
+			slow := make(chan struct{})
+			p, tree := st.last(), st.tree("web")
+			if stubborn { // it is killed in the end
+				st.set(func() { p.stubborn = true })
+				st.pass(12 * time.Second)
+				st.want("web", Stopping)
+			}
+			st.set(func() { tree.slow = slow })
+			st.pass(12 * time.Second)
+			st.want("web", map[bool]State{false: Confirming, true: Killing}[stubborn])
+			p.exit(process.ExitStatus{})
+			st.pass(time.Second)
+			if _, armed := st.take(st.s.byName["web"].ports[0].sock.FD()); armed {
+				t.Fatal("armed while a freeze or a kill is under way")
+			}
+			st.set(func() { tree.slow = nil })
+			close(slow)
+			st.pass(time.Second)
+			st.want("web", Listening)
+			if tree.stopped {
+				t.Error("left frozen")
+			}
+		}
+		st.traffic("web")
+		st.pass(time.Second)
+		st.want("web", Running)
+	})
+}
+
+// Where it cannot be found out whether anybody is left, somebody is.
+func TestDescendantsUnknown(t *testing.T) {
+	perform(t, []*Service{idleService("web")}, func(st *stage) {
+		st.set(func() { st.sum.Open = 1 })
+		st.traffic("web")
+		st.pass(time.Second)
+		st.set(func() { st.tree("web").unknown = errors.New("too many open files") })
+		st.last().exit(process.ExitStatus{})
+		st.pass(time.Minute)
+		st.want("web", Running)
+		st.set(func() { st.tree("web").unknown = nil })
+		st.pass(5 * time.Second)
+		st.want("web", Listening)
+	})
+}
+
+// With kill_mode = "process" nobody waits for those that are left.
+func TestLeftAlone(t *testing.T) {
+	svc := idleService("web")
+	svc.Stop = DefaultStop()
+	svc.Stop.KillMode = KillProcess
+	perform(t, []*Service{svc}, func(st *stage) {
+		t := st.t
+		st.traffic("web")
+		st.pass(time.Second)
+		st.set(func() { st.tree("web").left = true })
+		if status, err := st.s.Sleep(t.Context(), "web"); err != nil || status.State != "listening" {
+			t.Fatalf("got %+v, %v", status, err)
+		}
+		if _, err := st.s.Sleep(t.Context(), "web"); err != nil {
+			t.Fatal(err)
+		}
+		st.tree("web").leave()
+		st.traffic("web") // it is still armed
+		st.pass(time.Second)
+		st.want("web", Running)
+		st.set(func() { st.tree("web").left = false })
+	})
+}
+
 func TestStopCommand(t *testing.T) {
 	svc := idleService("web")
 	svc.Stop = DefaultStop()
@@ -246,22 +324,26 @@ func TestWakeScreen(t *testing.T) {
 	for name, tt := range map[string]struct {
 		wake    Wake
 		clients []activity.Client
+		resets  int // others in the queue
 		want    screening
 	}{
-		"nobody":                  {ignore, nil, screening{}},
-		"ignored":                 {ignore, []activity.Client{client("192.0.2.9", 5, false)}, screening{}},
-		"ignored, mapped":         {ignore, []activity.Client{client("::ffff:192.0.2.9", 5, false)}, screening{}},
-		"ignored, with a zone":    {ignore, []activity.Client{client("fe80::1%eth0", 5, false)}, screening{}},
-		"another":                 {ignore, []activity.Client{client("192.0.2.9", 5, false), client("192.0.3.9", 0, false)}, screening{wake: true}},
-		"ignored and gone":        {ignore, []activity.Client{client("192.0.2.9", 5, true), client("192.0.2.9", 5, true)}, screening{gone: 2}},
-		"one of two gone":         {ignore, []activity.Client{client("192.0.2.9", 5, true), client("192.0.2.9", 5, false)}, screening{}},
-		"enough":                  {bytes, []activity.Client{client("192.0.2.9", 10, false)}, screening{wake: true}},
-		"enough, and half closed": {bytes, []activity.Client{client("192.0.2.9", 10, true)}, screening{wake: true}},
-		"too little":              {bytes, []activity.Client{client("192.0.2.9", 9, false)}, screening{soon: true}},
-		"too little, and gone":    {bytes, []activity.Client{client("192.0.2.9", 9, true)}, screening{gone: 1}},
-		"half of the queue":       {ignore, slices.Repeat([]activity.Client{client("192.0.2.9", 5, false)}, 64), screening{wake: true}},
+		"nobody":                  {ignore, nil, 0, screening{}},
+		"ignored":                 {ignore, []activity.Client{client("192.0.2.9", 5, false)}, 0, screening{soon: true}},
+		"ignored, mapped":         {ignore, []activity.Client{client("::ffff:192.0.2.9", 5, false)}, 0, screening{soon: true}},
+		"ignored, with a zone":    {ignore, []activity.Client{client("fe80::1%eth0", 5, false)}, 0, screening{soon: true}},
+		"another":                 {ignore, []activity.Client{client("192.0.2.9", 5, false), client("192.0.3.9", 0, false)}, 0, screening{wake: true}},
+		"ignored and gone":        {ignore, []activity.Client{client("192.0.2.9", 5, true), client("192.0.2.9", 5, true)}, 0, screening{gone: 2}},
+		"one of two gone":         {ignore, []activity.Client{client("192.0.2.9", 5, true), client("192.0.2.9", 5, false)}, 0, screening{soon: true}},
+		"resets":                  {ignore, nil, 127, screening{gone: 127}},
+		"resets and one who left": {ignore, []activity.Client{client("192.0.2.9", 5, true)}, 3, screening{gone: 4}},
+		"enough":                  {bytes, []activity.Client{client("192.0.2.9", 10, false)}, 0, screening{wake: true}},
+		"enough, and half closed": {bytes, []activity.Client{client("192.0.2.9", 10, true)}, 0, screening{wake: true}},
+		"too little":              {bytes, []activity.Client{client("192.0.2.9", 9, false)}, 0, screening{soon: true}},
+		"too little, and gone":    {bytes, []activity.Client{client("192.0.2.9", 9, true)}, 0, screening{gone: 1}},
+		"half of the queue":       {ignore, slices.Repeat([]activity.Client{client("192.0.2.9", 5, false)}, 64), 0, screening{wake: true}},
+		"with resets":             {ignore, slices.Repeat([]activity.Client{client("192.0.2.9", 5, false)}, 4), 60, screening{wake: true}},
 	} {
-		if got := tt.wake.screen(tt.clients, 128); got != tt.want {
+		if got := tt.wake.screen(tt.clients, len(tt.clients)+tt.resets, 128); got != tt.want {
 			t.Errorf("%s: got %+v, want %+v", name, got, tt.want)
 		}
 	}

@@ -239,9 +239,9 @@ func (l *fakeLooker) Waiting(context.Context, uint32) ([]activity.Client, error)
 	defer l.mu.Unlock()
 	return l.clients, nil
 }
-func (l *fakeLooker) Handshakes(context.Context, uint32) (int, error)  { return 0, nil }
-func (l *fakeLooker) Held(context.Context, uint32, []int) (int, error) { return 0, nil }
-func (l *fakeLooker) Read(context.Context, []int) (uint64, error)      { return 0, nil }
+func (l *fakeLooker) Handshakes(context.Context, uint32) ([]uint64, error) { return nil, nil }
+func (l *fakeLooker) Held(context.Context, uint32, []int) (int, error)     { return 0, nil }
+func (l *fakeLooker) Read(context.Context, []int) (uint64, error)          { return 0, nil }
 func (l *fakeLooker) Flows(context.Context, uint32, []int) ([]activity.Flow, string) {
 	return nil, ""
 }
@@ -254,7 +254,19 @@ type fakeTree struct {
 	left    bool // somebody lives beside procs
 	stopped bool
 	signals []syscall.Signal
-	end     int // the descriptor that Ended returned; 0: none
+	end     int           // the descriptor that Ended returned; 0: none
+	slow    chan struct{} // Freeze and Kill wait until it is closed; nil: they do not
+	unknown error         // what Empty returns
+}
+
+// hold waits for slow.
+func (t *fakeTree) hold() {
+	t.mu.Lock()
+	slow := t.slow
+	t.mu.Unlock()
+	if slow != nil {
+		<-slow
+	}
 }
 
 func (t *fakeTree) Signal(sig syscall.Signal) error {
@@ -269,11 +281,13 @@ func (t *fakeTree) Signal(sig syscall.Signal) error {
 }
 
 func (t *fakeTree) Kill() error {
+	t.hold()
 	t.set(func() { t.left = false })
 	return t.Signal(syscall.SIGKILL)
 }
 
 func (t *fakeTree) Freeze(context.Context) error {
+	t.hold()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.stopped = true
@@ -294,6 +308,9 @@ func (t *fakeTree) Rest() error          { return nil }
 func (t *fakeTree) Empty() (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.unknown != nil {
+		return false, t.unknown
+	}
 	return !t.left && !slices.ContainsFunc(t.procs, func(p *fakeProcess) bool { return p.alive }), nil
 }
 

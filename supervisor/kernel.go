@@ -34,7 +34,7 @@ type Looker interface {
 	Read(ctx context.Context, roots []int) (uint64, error)
 	Queued(ctx context.Context, keys []uint32) ([]uint64, error)
 	Waiting(ctx context.Context, key uint32) ([]activity.Client, error)
-	Handshakes(ctx context.Context, key uint32) (int, error)
+	Handshakes(ctx context.Context, key uint32) ([]uint64, error)
 	Flows(ctx context.Context, key uint32, roots []int) ([]activity.Flow, string)
 	Close() error
 }

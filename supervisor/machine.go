@@ -147,8 +147,8 @@ type (
 	}
 	// refuse what waits on a socket: connections are accepted and closed.
 	refuse struct{ socket int }
-	// drop the first datagram of each datagram socket.
-	drop struct{}
+	// drop the first datagram of each datagram socket, where it is one of these.
+	drop struct{ ids []uint64 }
 	// look at the activity of all sockets; looked follows.
 	look struct{}
 	// readQueue asks what waits; queueRead follows.

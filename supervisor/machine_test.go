@@ -292,7 +292,8 @@ func (w *world) act(b byte) {
 		}
 	case 12:
 		if w.left && w.live == 0 {
-			w.left, w.frozen = false, false
+			w.left = false
+			w.unfreeze()
 			if w.svc.Stop.KillMode != KillProcess {
 				w.tell(emptied{[...][]uint64{nil, {1}, {1, 2}}[detail%3]})
 			}
@@ -315,10 +316,25 @@ func (w *world) exit(detail int) {
 	w.live--
 	if w.live == 0 {
 		w.left = w.left || detail >= 3 && detail < 6
-		w.frozen = w.frozen && w.left
 	}
+	w.unfreeze()
 	status := [...]process.ExitStatus{{}, {Code: 1}, {Signal: syscall.SIGTERM}, {Signal: syscall.SIGSEGV}}[detail%4]
 	w.tell(exited{status, [...][]uint64{nil, {1}, {1, 2}}[detail%3], w.left && w.live == 0})
+}
+
+// unfreeze drops the answer to a freeze that is under way: the supervisor tells that something has ended
+// in its place, when it is over.
+func (w *world) unfreeze() {
+	freezing := len(w.pending)
+	w.pending = slices.DeleteFunc(w.pending, func(ev event) bool {
+		switch ev.(type) {
+		case confirmed, frozen:
+			return true
+		default:
+			return false
+		}
+	})
+	w.frozen = w.alive() && (w.frozen || len(w.pending) < freezing)
 }
 
 func (w *world) request(detail int) {

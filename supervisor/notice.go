@@ -29,8 +29,15 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 		return // disarmed while the report was on its way
 	}
 	if state := u.policy.life().state; u.screened() && !r.Hangup && (state == Listening || state == Frozen) {
+		p.screens = 0
+		p.looks++
 		s.screen(u, socket)
 		return
+	}
+	if u.screened() { // it was armed for more than one report
+		if err := s.watcher.Disarm(p.sock.FD(), r.Token); err != nil {
+			s.log.Error("socket still watched", slog.String("service", u.spec.Name), slog.Any("err", err))
+		}
 	}
 	p.armed = false
 	if !r.Hangup {

@@ -92,7 +92,17 @@ func (m *perConnection) accepts() bool { return m.state == Listening || m.state 
 
 // failed enters Backoff or Failed.
 func (m *perConnection) failed(now time.Time, reason Reason, err error) []action {
-	return append([]action{disarm{}}, m.fail(now, &m.spec.Restart, reason, err)...)
+	acts := append([]action{disarm{}}, m.fail(now, &m.spec.Restart, reason, err)...)
+	if m.state != Failed || m.spec.Restart.OnFailure != Reject {
+		return acts
+	}
+	for i := range m.sockets {
+		if s := &m.sockets[i]; s.held {
+			s.held = false
+			acts = append(acts, refuse{i})
+		}
+	}
+	return acts
 }
 
 // serve takes what waits on a socket, as far as the limits allow; what is above them waits on.
@@ -301,6 +311,9 @@ func (m *perConnection) stopFor(now time.Time, why wanted) []action {
 	}
 	if why == wantShutdownNow && m.state != Killing {
 		return m.kill(now, reason)
+	}
+	if m.state == Killing && why == wantShutdownNow {
+		return []action{signal{syscall.SIGKILL, m.spec.Stop.KillMode.whom()}}
 	}
 	if m.state == Stopping || m.state == Killing {
 		return nil

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -29,25 +28,28 @@ func (s *Supervisor) reap(now time.Time, p *instance) {
 	}
 	s.log.Debug("process ended", slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.String("status", status.String()))
 	u.sources.release(p.source)
-	left := len(u.procs) == 0 && s.left(u)
+	left := len(u.procs) == 0 && u.spec.Stop.KillMode != KillProcess && s.left(u) // with KillProcess they are nobody's business
 	if left && !u.spec.Accept {
 		s.log.Info("first process ended, others of the service run on",
 			slog.String("service", u.spec.Name), slog.Int("pid", p.PID()), slog.String("status", status.String()))
 	}
-	s.over(u, left, func(queued []uint64) event { return exited{status: status, queued: queued, left: left} })
+	s.over(now, u, left, func(queued []uint64) event { return exited{status: status, queued: queued, left: left} })
 	s.resume(now)
 }
 
 // over tells a policy that a process has ended. Where it was the last one, what it may have left on the
 // sockets is undone, and the policy hears what waits on them.
-func (s *Supervisor) over(u *unit, left bool, ev func(queued []uint64) event) {
-	now := time.Now()
+func (s *Supervisor) over(now time.Time, u *unit, left bool, ev func(queued []uint64) event) {
+	if u.reaching > 0 {
+		u.deferred = append(u.deferred, func(now time.Time) { s.over(now, u, left, ev) })
+		return
+	}
 	if !left && len(u.procs) == 0 {
 		if err := u.tree.Rest(); err != nil {
 			s.log.Error("cgroup kept open", slog.String("service", u.spec.Name), slog.Any("err", err))
 		}
 	}
-	if u.spec.Accept || left && u.spec.Stop.KillMode != KillProcess {
+	if u.spec.Accept || left {
 		s.step(now, u, ev(nil))
 		return
 	}
@@ -68,45 +70,65 @@ func (s *Supervisor) over(u *unit, left bool, ev func(queued []uint64) event) {
 	}
 }
 
-// left says whether processes of the unit live, and if so waits for their end.
+// left says whether processes of the unit live, and if so waits for their end. What cannot be found out
+// counts as living, and is asked again.
 func (s *Supervisor) left(u *unit) bool {
 	if u.end != nil {
 		return true
 	}
-	empty, err := u.tree.Empty()
-	if err == nil && empty {
-		return false
-	}
-	var fd int
-	if err == nil {
-		fd, err = u.tree.Ended()
-	}
-	if err == nil {
-		// Now that their end would be noticed: is it not over already?
-		if empty, err = u.tree.Empty(); err == nil && empty {
-			closeFD(fd)
-			return false
-		}
-		if err == nil {
-			s.lastToken++
-			u.end = &treeEnd{unit: u, fd: fd, token: s.lastToken | processToken}
-			s.ends[u.end.token] = u.end
-			if err = s.watcher.Arm(fd, u.end.token); err == nil {
-				return true
+	left, err := s.watchEnd(u)
+	if err != nil {
+		s.log.Error("descendants not found", slog.String("service", u.spec.Name), slog.Any("err", err))
+		s.lastToken++
+		u.end = &treeEnd{unit: u, fd: -1, token: s.lastToken | processToken}
+		s.ends[u.end.token] = u.end
+		e := u.end
+		s.after(time.Now(), leftAgain, func(now time.Time) {
+			if u.end == e {
+				s.treeChanged(now, e)
 			}
-			err = errors.Join(err, s.forgetEnd(u.end))
-		} else {
-			closeFD(fd)
-		}
+		})
+		return true
 	}
-	s.log.Error("descendants not found", slog.String("service", u.spec.Name), slog.Any("err", err))
-	return false
+	return left
+}
+
+// leftAgain is when it is asked again whether somebody is left, where that could not be found out.
+const leftAgain = time.Second
+
+// watchEnd is left without the error.
+func (s *Supervisor) watchEnd(u *unit) (left bool, err error) {
+	empty, err := u.tree.Empty()
+	if err != nil || empty {
+		return false, err
+	}
+	fd, err := u.tree.Ended()
+	if err != nil {
+		return false, err
+	}
+	// Now that their end would be noticed: is it not over already?
+	if empty, err = u.tree.Empty(); err != nil || empty {
+		closeFD(fd)
+		return false, err
+	}
+	s.lastToken++
+	token := s.lastToken | processToken
+	if err := s.watcher.Arm(fd, token); err != nil {
+		closeFD(fd)
+		return false, err
+	}
+	u.end = &treeEnd{unit: u, fd: fd, token: token}
+	s.ends[token] = u.end
+	return true, nil
 }
 
 // forgetEnd gives up the wait for the last process of a unit.
 func (s *Supervisor) forgetEnd(e *treeEnd) error {
 	delete(s.ends, e.token)
 	e.unit.end = nil
+	if e.fd < 0 {
+		return nil
+	}
 	err := s.watcher.Remove(e.fd)
 	closeFD(e.fd)
 	return err
@@ -136,18 +158,20 @@ func (s *Supervisor) emptied(now time.Time, u *unit) {
 	if len(u.procs) > 0 {
 		return // it was started again
 	}
-	s.over(u, false, func(queued []uint64) event { return emptied{queued} })
+	s.over(now, u, false, func(queued []uint64) event { return emptied{queued} })
 	s.resume(now)
 }
 
 // resume lets the unit go on that has waited longest for a process to end.
 func (s *Supervisor) resume(now time.Time) {
-	if len(s.paused) == 0 {
-		return
+	for len(s.paused) > 0 {
+		u := s.paused[0]
+		s.paused, u.paused = s.paused[1:], false
+		if life := u.policy.life(); life.state == Backoff && life.reason == ReasonResources {
+			s.step(now, u, resourcesFreed{})
+			return
+		}
 	}
-	u := s.paused[0]
-	s.paused, u.paused = s.paused[1:], false
-	s.step(now, u, resourcesFreed{})
 }
 
 // pause has a unit go on when a process has ended.

@@ -1,10 +1,14 @@
 package supervisor
 
 import (
+	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"hibergate/activation"
 )
 
 // Refused counts what clients did not get. The zero value: nothing was refused.
@@ -42,6 +46,12 @@ const refuseBatch = 64
 // refuse accepts and closes what waits on a socket, so that clients learn that the service has failed.
 func (s *Supervisor) refuse(u *unit, socket int) {
 	sock := u.ports[socket].sock
+	if held := u.ports[socket].held; held != nil {
+		u.ports[socket].held = nil
+		u.sources.release(held.source)
+		closeConnection(held)
+		u.refused.Failed++
+	}
 	for range refuseBatch {
 		var err error
 		if sock.Address().Network.Connections() {
@@ -68,23 +78,27 @@ func (s *Supervisor) refuse(u *unit, socket int) {
 	})
 }
 
-// drop takes the first datagram away from each socket where one waits.
-func (s *Supervisor) drop(u *unit) {
+// drop takes the first datagram away from each socket where that is one of ids.
+func (s *Supervisor) drop(u *unit, ids []uint64) {
 	for i := range u.ports {
-		sock := u.ports[i].sock
-		if network := sock.Address().Network; network.Connections() {
+		p := &u.ports[i]
+		if network := p.sock.Address().Network; network.Connections() || network == activation.FIFO {
 			continue
 		}
-		if pending, err := sock.Pending(); err != nil || !pending {
+		first, err := s.looker.Queued(context.Background(), []uint32{p.key})
+		if err == nil && (len(first) == 0 || !slices.Contains(ids, first[0])) {
 			continue
 		}
-		if err := sock.Discard(); err != nil {
+		if err == nil {
+			err = p.sock.Discard()
+		}
+		if err != nil {
 			s.log.Error("datagram not dropped", slog.String("service", u.spec.Name), slog.Any("err", err))
 			continue
 		}
 		u.refused.Datagrams++
 		s.log.Warn("datagram dropped: no process took it in three runs",
-			slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
+			slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()))
 	}
 }
 

@@ -199,8 +199,8 @@ func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Sta
 	for i, sums := range s.look(ctx, targets...) {
 		keys := targets[i].unit.keys()
 		pids := all[i].PIDs
-		if headless := pids == nil && targets[i].live; flows || headless {
-			if every, err := targets[i].unit.tree.PIDs(); err == nil {
+		if headless := pids == nil && targets[i].live; targets[i].tree != nil && (flows || headless) {
+			if every, err := targets[i].tree.PIDs(); err == nil {
 				pids = every
 			}
 			if headless {
@@ -251,6 +251,9 @@ func (s *Supervisor) status(u *unit) Status {
 		st.Idle.Busy = life.busy
 		if m, ok := u.policy.(*solo); ok && life.state == Running && !m.lookAt.IsZero() {
 			at := m.lookAt
+			if idle := m.idle.since.Add(after); idle.After(at) {
+				at = idle // that look comes too early to find it idle
+			}
 			st.Idle.StopsAt = &at
 		}
 	}

@@ -22,31 +22,30 @@ func (u *unit) screened() bool { return len(u.spec.Wake.Ignore) > 0 || u.spec.Wa
 type screening struct {
 	wake bool // somebody is there for whom it is to wake
 	gone int  // all are without interest and have left; so many may be taken out
-	soon bool // somebody is there who may send more
+	soon bool // somebody is there who may send more, or leave
 }
 
-// screen judges the clients in a queue that has room for backlog of them.
-func (w *Wake) screen(clients []activity.Client, backlog int) (s screening) {
-	left := 0
+// screen judges a queue of some length, which has room for backlog. clients are those of
+// whom something is known; the others have reset their connections.
+func (w *Wake) screen(clients []activity.Client, length, backlog int) screening {
+	length = max(length, len(clients))
+	left := length - len(clients)
 	for i := range clients {
 		c := &clients[i]
-		ignored := w.ignores(c.Remote.Addr())
-		if !ignored && c.Bytes >= w.MinBytes {
+		if !w.ignores(c.Remote.Addr()) && c.Bytes >= w.MinBytes {
 			return screening{wake: true}
 		}
 		if c.Left {
 			left++
-		} else if !ignored {
-			s.soon = true
 		}
 	}
-	if 2*len(clients) >= backlog {
+	switch {
+	case left == length:
+		return screening{gone: left}
+	case 2*length >= backlog:
 		return screening{wake: true} // or nobody else would get in
 	}
-	if left == len(clients) {
-		s.gone = left
-	}
-	return s
+	return screening{soon: true}
 }
 
 func (w *Wake) ignores(addr netip.Addr) bool {
@@ -54,7 +53,8 @@ func (w *Wake) ignores(addr netip.Addr) bool {
 	return slices.ContainsFunc(w.Ignore, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// The queue is looked at again after the first of these, then twice that, while somebody may send more.
+// The queue is looked at again after the first of these, then twice that, while somebody is there. Each
+// arrival begins anew.
 const (
 	minScreenAgain = 200 * time.Millisecond
 	maxScreenAgain = time.Minute
@@ -74,26 +74,26 @@ func (s *Supervisor) screen(u *unit, socket int) {
 		return func(now time.Time) {
 			again := p.again
 			p.screening, p.again = false, false
-			if !p.armed || p.gen != gen {
+			switch {
+			case !p.armed || p.gen != gen:
+				return
+			case again:
+				s.screen(u, socket)
 				return
 			}
-			var v screening
-			info, infoErr := unix.GetsockoptTCPInfo(p.sock.FD(), unix.IPPROTO_TCP, unix.TCP_INFO)
-			if err != nil || infoErr != nil {
-				v.wake = true // nobody can tell who it is
-			} else {
-				v = u.spec.Wake.screen(clients, int(info.Sacked)) // of a listening socket: the backlog
+			v := screening{wake: true} // where nobody can tell who it is
+			if info, e := unix.GetsockoptTCPInfo(p.sock.FD(), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && e == nil {
+				v = u.spec.Wake.screen(clients, int(info.Unacked), int(info.Sacked)) // of a listening socket: its queue and its backlog
 			}
-			s.screened(now, u, socket, v, again)
+			s.screened(now, u, socket, v)
 		}
 	}, nil)
 }
 
 // screened does what a look at the queue asks for.
-func (s *Supervisor) screened(now time.Time, u *unit, socket int, v screening, again bool) {
+func (s *Supervisor) screened(now time.Time, u *unit, socket int, v screening) {
 	p := &u.ports[socket]
-	switch {
-	case v.wake:
+	if v.wake {
 		p.screens = 0
 		if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, socket, p.gen)); err != nil {
 			s.log.Error("socket still watched", slog.String("service", u.spec.Name), slog.Any("err", err))
@@ -101,31 +101,28 @@ func (s *Supervisor) screened(now time.Time, u *unit, socket int, v screening, a
 		p.armed = false
 		s.step(now, u, socketReady{socket})
 		return
-	case again:
-		s.screen(u, socket)
-		return
 	}
-	// They are the first in the queue, whoever has come meanwhile.
-	for range v.gone {
-		if unix.SetNonblock(p.sock.FD(), true) != nil {
-			break
+	// They are the first in the queue, whoever has come meanwhile. A frozen process may be about to take them, and
+	// shares O_NONBLOCK with us.
+	if u.policy.life().state == Listening && v.gone > 0 && unix.SetNonblock(p.sock.FD(), true) == nil {
+		for range v.gone {
+			fd, _, err := p.sock.Accept()
+			if err != nil {
+				break
+			}
+			closeFD(fd)
+			u.refused.Ignored++
 		}
-		fd, _, err := p.sock.Accept()
-		if err != nil {
-			break
-		}
-		closeFD(fd)
-		u.refused.Ignored++
 	}
 	if !v.soon {
-		p.screens = 0
 		return
 	}
-	gen, wait := p.gen, growing(minScreenAgain, maxScreenAgain, p.screens)
-	p.screens++
-	s.after(now, wait, func(time.Time) {
-		if p.armed && p.gen == gen {
+	looks, gen := p.looks, p.gen
+	s.after(now, growing(minScreenAgain, maxScreenAgain, p.screens), func(time.Time) {
+		if p.armed && p.gen == gen && p.looks == looks {
+			p.looks++
 			s.screen(u, socket)
 		}
 	})
+	p.screens++
 }

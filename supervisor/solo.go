@@ -99,12 +99,10 @@ func (m *solo) step(now time.Time, ev event) []action {
 		if m.state == Confirming {
 			return m.verdict(now, ev)
 		}
-		return []action{thaw{}} // too late, and it may have frozen what was left
 	case frozen:
 		if m.state == Frozen && m.freezing {
 			return m.froze(now, ev)
 		}
-		return []action{thaw{}}
 	case drained:
 		if m.state == Stopping && m.ending == endingDrain {
 			return m.runCommand(now)
@@ -184,6 +182,9 @@ func (m *solo) notLaunched(now time.Time, ev launchFailed) []action {
 
 // run enters Running, or goes on to Stopping when somebody asked for that meanwhile.
 func (m *solo) run(now time.Time, ev launched) []action {
+	if m.pauses > 0 {
+		m.err = nil // it was not the service's fault
+	}
 	m.started, m.unfrozen, m.pauses = now, 0, 0
 	m.headless, m.failing = false, nil
 	m.stuck.before = ev.queued
@@ -279,6 +280,9 @@ func (m *solo) verdict(now time.Time, ev confirmed) []action {
 func (m *solo) carryOn(now time.Time, reason Reason, err error, next time.Time) []action {
 	acts := append(m.unpark(nil), thaw{}, m.enter(now, Running, reason, err))
 	m.lookAt = next
+	if m.take.reading { // what came of it was not heard
+		m.take.reading, m.take.at = false, now.Add(m.spec.Start.Timeout/2)
+	}
 	m.schedule()
 	return acts
 }

@@ -1,6 +1,9 @@
 package supervisor
 
-import "time"
+import (
+	"syscall"
+	"time"
+)
 
 // What users ask of a solo service, in any state.
 
@@ -112,8 +115,13 @@ func (m *solo) stopFor(now time.Time, why wanted) []action {
 			why = wantNothing // it is the new process
 		}
 		m.want(why)
-	case Confirming, Killing:
+	case Confirming:
 		m.want(why)
+	case Killing:
+		m.want(why)
+		if why == wantShutdownNow {
+			return []action{signal{syscall.SIGKILL, m.spec.Stop.KillMode.whom()}}
+		}
 	case Frozen:
 		if m.freezing {
 			m.want(why)

@@ -36,7 +36,11 @@ func (m *solo) stop(now time.Time, why wanted) []action {
 		acts = append(acts, disarm{})
 	}
 	if why == wantShutdownNow {
-		return append(acts, m.kill(now, reason)...)
+		acts = append(acts, m.kill(now, reason)...)
+		if from == Frozen || from == Confirming {
+			acts = append(acts, thaw{}) // for those who are not to be killed
+		}
+		return acts
 	}
 	acts = append(acts, m.enter(now, Stopping, reason, nil))
 	asleep := from == Frozen || from == Confirming
@@ -207,6 +211,11 @@ func (m *solo) finished(now time.Time) []action {
 	acts := m.unpark(m.leave())
 	if f := m.failing; f != nil {
 		m.failing = nil
+		if f.reason == ReasonNothingRead {
+			m.stuck.untaken++
+			m.stuck.before = m.take.before
+			acts = append(acts, m.stuck.untakenRun()...)
+		}
 		return m.ended(now, append(acts, m.fail(now, &m.spec.Restart, f.reason, f.err)...))
 	}
 	m.forgive()

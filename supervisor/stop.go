@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"hibergate/activation"
@@ -135,50 +136,75 @@ const handshakeTimeout = 50 * time.Millisecond
 
 func (s *Supervisor) waitForHandshakes(key uint32) {
 	end := time.Now().Add(handshakeTimeout)
-	for time.Now().Before(end) {
-		if n, err := s.looker.Handshakes(context.Background(), key); err != nil || n == 0 {
-			return
-		}
+	begun := s.handshakes(key)
+	for len(begun) > 0 && time.Now().Before(end) {
 		wait(5 * time.Millisecond)
+		begun = both(begun, s.handshakes(key))
 	}
+}
+
+// handshakes lists those that are under way; where nobody can tell, none.
+func (s *Supervisor) handshakes(key uint32) []uint64 {
+	ids, err := s.looker.Handshakes(context.Background(), key)
+	if err != nil {
+		return nil
+	}
+	return ids
+}
+
+// both returns what is in a and in b.
+func both(a, b []uint64) []uint64 {
+	return slices.DeleteFunc(a, func(id uint64) bool { return !slices.Contains(b, id) })
 }
 
 // confirm parks new connections, freezes the service and looks at it.
 func (s *Supervisor) confirm(u *unit) {
 	u.park, u.parking = true, true
+	u.reaching++
 	t := u.target()
 	s.goDo(func() message {
 		why := s.parkPorts(u)
-		var err error
-		if why != nil && lacksResources(why) {
-			err = why // there is no hurry: it can be stopped when there are descriptors again
-		} else {
-			err = u.tree.Freeze(context.Background())
-		}
 		var ev confirmed
-		if ev.err = err; err == nil {
+		if ev.err = t.tree.Freeze(context.Background()); ev.err == nil {
 			ev.sums = s.look(context.Background(), t)[0]
 		}
 		return func(now time.Time) {
 			s.parkDone(u, why)
-			if u.run == t.run {
-				s.step(now, u, ev)
-			}
+			s.frozen(now, u, ev)
 		}
 	}, nil)
 }
 
 // freeze stops the service in memory.
 func (s *Supervisor) freeze(u *unit) {
-	run := u.run
+	u.reaching++
+	tree := u.tree
 	s.goDo(func() message {
-		err := u.tree.Freeze(context.Background())
-		return func(now time.Time) {
-			if u.run == run {
-				s.step(now, u, frozen{err})
-			}
-		}
+		err := tree.Freeze(context.Background())
+		return func(now time.Time) { s.frozen(now, u, frozen{err}) }
 	}, nil)
+}
+
+// frozen tells the policy that a freeze is over, unless something ended meanwhile, which is told then.
+func (s *Supervisor) frozen(now time.Time, u *unit, ev event) {
+	if len(u.deferred) == 0 {
+		u.reaching--
+		s.step(now, u, ev)
+		return
+	}
+	s.reached(now, u)
+}
+
+// reached tells what has ended while all processes of the unit were being frozen or killed.
+func (s *Supervisor) reached(now time.Time, u *unit) {
+	if u.reaching--; u.reaching > 0 {
+		return
+	}
+	ended := u.deferred
+	u.deferred = nil
+	for _, tell := range ended {
+		tell(now)
+	}
 }
 
 const (
@@ -189,15 +215,21 @@ const (
 	minDrainPause, maxDrainPause = time.Millisecond, 20 * time.Millisecond
 )
 
-// drain parks new connections and gives the service a moment to take those that wait, and to be done with those that
-// are open. Where they cannot be parked there would be no end to it, so nobody is waited for.
+// drain parks new connections and gives the service a moment to take those that wait, also those whose handshake had
+// begun, and to be done with those that are open. Where they cannot be parked there would be no end to it, so nobody is waited for.
 func (s *Supervisor) drain(u *unit) {
 	u.park, u.parking = true, true
 	t := u.target()
 	s.goDo(func() message {
 		why := s.parkPorts(u)
+		begun := make([][]uint64, len(u.ports)) // by socket: handshakes that end in its own queue
+		for i := range u.ports {
+			if u.ports[i].parked() {
+				begun[i] = s.handshakes(u.ports[i].key)
+			}
+		}
 		end, pause := time.Now().Add(drainTimeout), minDrainPause
-		for s.undrained(t) && time.Now().Before(end) {
+		for s.undrained(t, begun) && time.Now().Before(end) {
 			wait(pause)
 			pause = min(2*pause, maxDrainPause)
 		}
@@ -210,16 +242,23 @@ func (s *Supervisor) drain(u *unit) {
 	}, nil)
 }
 
-// undrained says whether somebody waits on a parked socket of the service's, or has a connection with it.
-func (s *Supervisor) undrained(t target) bool {
+func (p *port) parked() bool {
+	return p.sock.Spec().Address.Network == activation.TCP && p.sock.Parked()
+}
+
+// undrained says whether somebody waits on a parked socket of the service's, is about to, or has a connection with it.
+func (s *Supervisor) undrained(t target, begun [][]uint64) bool {
 	parked := false
 	for i := range t.unit.ports {
-		sock := t.unit.ports[i].sock
-		if sock.Spec().Address.Network != activation.TCP || !sock.Parked() {
+		p := &t.unit.ports[i]
+		if !p.parked() {
 			continue
 		}
 		parked = true
-		if pending, err := sock.Pending(); err == nil && pending {
+		if len(begun[i]) > 0 {
+			begun[i] = both(begun[i], s.handshakes(p.key))
+		}
+		if pending, err := p.sock.Pending(); err == nil && pending || len(begun[i]) > 0 {
 			return true
 		}
 	}
@@ -227,7 +266,7 @@ func (s *Supervisor) undrained(t target) bool {
 		return false
 	}
 	for i, sum := range s.look(context.Background(), t)[0] {
-		if t.unit.ports[i].sock.Spec().Address.Network == activation.TCP && sum.Known && sum.Open > 0 {
+		if t.unit.ports[i].parked() && sum.Known && sum.Open > 0 {
 			return true
 		}
 	}

@@ -58,7 +58,7 @@ func (s *stuckness) untakenRun() []action {
 		return nil
 	}
 	s.untaken = 0
-	return []action{drop{}}
+	return []action{drop{s.before}}
 }
 
 // allOf says whether all of before are still in now.

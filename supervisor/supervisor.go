@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hibergate/activation"
 	"hibergate/supervisor/activity"
 )
@@ -113,7 +115,7 @@ func (u *unit) watched(i int) activity.Socket {
 	p := &u.ports[i]
 	return activity.Socket{
 		Key: p.key, Address: p.sock.Address(), FD: p.sock.FD(),
-		Accounting: u.spec.Accounting, Ignore: u.spec.Wake.Ignore,
+		Accounting: u.spec.Accounting, Ignore: u.spec.Wake.Ignore, Denied: p.sock.Spec().Options.Access.Denied(),
 	}
 }
 
@@ -213,7 +215,11 @@ func (s *Supervisor) give(u *unit) error {
 		errs = append(errs, s.forgetEnd(u.end))
 	}
 	if u.tree != nil {
-		errs = append(errs, u.tree.Close())
+		err := u.tree.Close()
+		if u.spec.Stop.KillMode == KillProcess && errors.Is(err, unix.EBUSY) {
+			err = nil // they were to be left alone
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -288,7 +294,7 @@ func (s *Supervisor) done() bool {
 		return false
 	}
 	if !s.givesUp.IsZero() {
-		return len(s.procs) == 0 && (s.inFlight == 0 || !time.Now().Before(s.givesUp))
+		return !time.Now().Before(s.givesUp) && len(s.procs) == 0 || len(s.procs)+len(s.ends)+s.inFlight == 0
 	}
 	return s.inFlight == 0 && !slices.ContainsFunc(s.units, func(u *unit) bool { return u.policy.life().state != Stopped })
 }

@@ -22,7 +22,10 @@ type unit struct {
 	refused Refused
 	sources *sources // nil: no limits for each source
 
-	queue   bool   // this run is bracketed (stuckness)
+	queue    bool              // this run is bracketed (stuckness)
+	reaching int               // freezes and kills of all processes under way; a new process must not meet them
+	deferred []func(time.Time) // what ended meanwhile, to be told when they are over
+
 	park    bool   // what the policy wants: new connections are parked
 	parking bool   // parkPorts is under way
 	noPark  string // why they cannot be parked; empty: they can, or it was not tried
@@ -47,7 +50,8 @@ type port struct {
 
 	screening bool // who waits is being looked at (screen.go)
 	again     bool // somebody came meanwhile
-	screens   int  // looks in a row that found somebody who may send more
+	screens   int  // looks since the last arrival
+	looks     int  // all of them: a look that was put off is given up where there was another meanwhile
 
 	failed error // why it is not open
 }
@@ -64,7 +68,7 @@ type instance struct {
 type treeEnd struct {
 	unit  *unit
 	token uint64
-	fd    int // owned
+	fd    int // owned; -1: it could not be found out whether there is anybody
 }
 
 // connection is one that was accepted for a service with accept = true.

@@ -26,6 +26,7 @@ var programs = map[string]func(){
 	"fifo-reader": fifoReader,
 
 	"accept-and-fork": acceptAndFork,
+	"hostile":         hostile,
 
 	"storm": func() { os.Exit(storm.Main(os.Args, os.Stdout, os.Stderr)) },
 }

@@ -32,6 +32,11 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"until":    cmdUntil,
 	"signal":   cmdSignal,
 	"notified": cmdNotified,
+
+	"call":      cmdCall,
+	"connected": cmdConnected,
+	"answer":    cmdAnswer,
+	"silent":    cmdSilent,
 }
 
 // patience bounds every wait for something that has to happen.

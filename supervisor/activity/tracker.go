@@ -29,6 +29,9 @@ type Socket struct {
 	// Queued and Peers of a Summary nor for its Last and LastPayload, but in its In and Out, and Flows, Queued and
 	// Waiting of the Tracker show them. TCP only. A client of IPv4 compares as such also on a dual-stack socket.
 	Ignore []netip.Prefix
+	// Denied are sources that the socket does not let in ([activation.Access.Denied]): what they send is no activity. It
+	// is seen by the ledger, which looks before the socket does.
+	Denied []activation.Range
 }
 
 // Options of a Tracker.
@@ -158,7 +161,7 @@ func (t *Tracker) accounts(those func(ledger.Key) bool) map[ledger.Key]ledger.Ac
 		if !w.accounted() || !those(w.account) {
 			continue
 		}
-		a := ledger.Account{Key: w.account, Ignored: w.Ignore}
+		a := ledger.Account{Key: w.account, Ignored: w.unheard()}
 		if other, shared := all[w.account]; shared && !slices.Equal(other.Ignored, a.Ignored) {
 			a.Ignored = nil // what one of them ignores wakes the other
 		}

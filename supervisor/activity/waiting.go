@@ -44,23 +44,23 @@ func (t *Tracker) Waiting(ctx context.Context, key uint32) ([]Client, error) {
 	return clients, nil
 }
 
-// Handshakes says how many handshakes of TCP clients are under way at the address of a socket. Those
-// of clients who were given a SYN cookie cannot be seen. Other kinds of socket have none.
-func (t *Tracker) Handshakes(ctx context.Context, key uint32) (n int, err error) {
+// Handshakes returns the identities of the handshakes of TCP clients that are under way at the address of a
+// socket. Those of clients who were given a SYN cookie cannot be seen. Other kinds of socket have none.
+func (t *Tracker) Handshakes(ctx context.Context, key uint32) (ids []uint64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	w, err := t.find(ctx, key)
 	if err != nil || w.Address.Network != activation.TCP {
-		return 0, err
+		return nil, err
 	}
 	q := sockdiag.Query{Family: w.domain, Protocol: w.protocol, Ports: []uint16{w.port}, States: []sockdiag.State{sockdiag.SynReceived}}
-	err = t.sockdiag.Inet(q, func() { n = 0 }, func(row *sockdiag.Inet) {
+	err = t.sockdiag.Inet(q, func() { ids = nil }, func(row *sockdiag.Inet) {
 		if owns, _ := w.owns(row.Local); owns && !row.Timed { // else it is TCP Fast Open, and queued
-			n++
+			ids = append(ids, row.Cookie)
 		}
 	})
 	if err != nil {
-		return 0, fmt.Errorf("count handshakes of %s: %w", w.Address, err)
+		return nil, fmt.Errorf("list handshakes of %s: %w", w.Address, err)
 	}
-	return n, nil
+	return ids, nil
 }

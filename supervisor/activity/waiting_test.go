@@ -156,8 +156,9 @@ func TestHandshake(t *testing.T) {
 				if got := waiting(t, tracker, 1); len(got) != 0 {
 					t.Errorf("on its way: got %+v waiting", got)
 				}
-				if n, err := tracker.Handshakes(t.Context(), 1); n != 1 || err != nil {
-					t.Errorf("on its way: got %d handshakes, %v", n, err)
+				ids, err := tracker.Handshakes(t.Context(), 1)
+				if again, _ := tracker.Handshakes(t.Context(), 1); len(ids) != 1 || err != nil || !slices.Equal(ids, again) {
+					t.Errorf("on its way: got handshakes %v, then %v, %v", ids, again, err)
 				}
 				if flows, _ := tracker.Flows(t.Context(), 1, nil); len(flows) != 0 {
 					t.Errorf("on its way: got flows %+v", flows)
@@ -170,8 +171,8 @@ func TestHandshake(t *testing.T) {
 				if got := waiting(t, tracker, 1); len(got) != 1 || got[0].Bytes != 1 {
 					t.Errorf("arrived: got %+v waiting, want one with one byte", got)
 				}
-				if n, err := tracker.Handshakes(t.Context(), 1); n != 0 || err != nil {
-					t.Errorf("arrived: got %d handshakes, %v", n, err)
+				if ids, err := tracker.Handshakes(t.Context(), 1); ids != nil || err != nil {
+					t.Errorf("arrived: got handshakes %v, %v", ids, err)
 				}
 				client.Close()
 			})

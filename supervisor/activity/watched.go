@@ -97,6 +97,18 @@ func unmapped(p netip.Prefix) netip.Prefix {
 	return p
 }
 
+// unheard returns the sources whose packets are no activity.
+func (w *watched) unheard() []ledger.Range {
+	var out []ledger.Range
+	for _, p := range w.Ignore {
+		out = append(out, ledger.RangeOf(p))
+	}
+	for _, r := range w.Denied {
+		out = append(out, ledger.Range(r))
+	}
+	return out
+}
+
 // ignores says whether connections from this address do not matter.
 func (w *watched) ignores(peer netip.Addr) bool {
 	for _, p := range w.Ignore {

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	maxConns      = 64               // connections served at once; more wait in the backlog
+	maxConns      = 64               // connections served at once, or an eighth of the limit on open files; more wait in the backlog
 	maxHeader     = 8 << 10          // bytes
 	headerTimeout = 5 * time.Second  // for a request line and its headers
 	idleTimeout   = 30 * time.Second // between two requests of one connection
@@ -52,7 +52,7 @@ func Listen(ctx context.Context, opts Options) (*Server, error) {
 		return nil, fmt.Errorf("open control socket %s: %w", opts.Path, err)
 	}
 	s := &Server{opts: opts, uid: uint32(os.Geteuid()), listener: ln, lock: l}
-	slots := make(chan struct{}, maxConns)
+	slots := make(chan struct{}, connections())
 	s.http = &http.Server{
 		MaxHeaderBytes: maxHeader,
 		// No ReadTimeout and no WriteTimeout: they would run while a service wakes, and the first
@@ -75,6 +75,15 @@ func Listen(ctx context.Context, opts Options) (*Server, error) {
 		},
 	}
 	return s, nil
+}
+
+// connections says how many are served at once.
+func connections() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return maxConns
+	}
+	return int(max(1, min(maxConns, limit.Cur/8)))
 }
 
 // Serve answers until Close, and then returns nil.

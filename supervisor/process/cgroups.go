@@ -148,6 +148,7 @@ func (s *cgroups) sweep() []Leftover {
 		if pids, err := g.pids(); err == nil && len(pids) > 0 {
 			service, _, _ := strings.Cut(name, beside)
 			out = append(out, Leftover{Name: service, PIDs: pids})
+			_ = g.control("cgroup.freeze", "0") // nobody else will let them run on
 		}
 		_ = unix.Close(fd) // it was only read
 	}

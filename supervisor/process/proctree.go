@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -164,10 +165,27 @@ func (t *Tree) signalAll(sig syscall.Signal) error {
 // killAll stops them all before it kills: while nobody runs, nobody is born, neither for
 // those that die (a master's next worker) nor because they make room (a fork bomb).
 func (t *Tree) killAll() error {
+	t.stopGroups()
 	now := time.Now()
 	// Who cannot be stopped can still be killed.
 	_ = t.each(killRounds, now.Add(killTime/2), func(m member) error { return send(m, unix.SIGSTOP) })
 	return t.each(killRounds, now.Add(killTime), func(m member) error { return send(m, unix.SIGKILL) })
+}
+
+// stopGroups sends SIGSTOP to the process groups of all that are found, also of the dead. The kernel reaches a group as
+// a whole: also a process that forks and ends again and again, which for a signal to one pid is always gone already.
+func (t *Tree) stopGroups() {
+	pids, err := ownChildren()
+	if err != nil {
+		return // one by one they may be reached
+	}
+	groups := map[int]bool{}
+	_ = walk(slices.DeleteFunc(pids, func(pid int) bool { return !t.owns(pid) }), func(m member) { groups[m.group] = true })
+	for group := range groups {
+		if group > 1 && group != unix.Getpgrp() {
+			_ = unix.Kill(-group, unix.SIGSTOP) // nobody is left in it
+		}
+	}
 }
 
 // stopAll sends SIGSTOP until two looks in a row show the same processes, all stopped.

@@ -61,6 +61,12 @@ const (
 	// How many sets are kept. Each one makes the table longer that all starts copy. When
 	// all are in use (a program on a file system that hangs), another is made for one start.
 	keptSets = 2
+	// With a lower limit on open files one small set is kept, which grows when it has to.
+	manyFiles = 512
+	// Starts leave this part of all descriptors free, at most maxSpare: without any nothing could be
+	// put to sleep again, and nobody could ask what is wrong.
+	spareFraction = 4
+	maxSpare      = 64
 	// A child that takes another user's identity and does not come to its exec is killed
 	// after this time.
 	execTimeout = 30 * time.Second
@@ -97,9 +103,13 @@ func NewSpawner(name string) (*Spawner, error) {
 			s.known = false // nothing was raised, so nothing has to be put back
 		}
 	}
-	for i := range keptSets {
+	sets, size := keptSets, initialSlots
+	if limit, err := fileLimit(); err == nil && limit.Cur < manyFiles {
+		sets, size = 1, 3
+	}
+	for i := range sets {
 		set := &slots{kept: true}
-		if err := s.reserve(set, initialSlots); err != nil {
+		if err := s.reserve(set, size); err != nil {
 			err = errors.Join(err, set.close())
 			if i > 0 {
 				break // one will do where descriptors are few
@@ -295,6 +305,31 @@ func (s *Spawner) reserve(set *slots, n int) error {
 		set.fds = append(set.fds, fd)
 	}
 	return nil
+}
+
+// spare fails with EMFILE where a start would take one of the last descriptors.
+func (s *Spawner) spare() error {
+	limit, err := fileLimit()
+	if err != nil {
+		return err
+	}
+	fd, err := unix.FcntlInt(uintptr(s.null), unix.F_DUPFD_CLOEXEC, 0) // the lowest that is free
+	if err != nil {
+		return err
+	}
+	if err := unix.Close(fd); err != nil {
+		return err
+	}
+	if uint64(fd) >= limit.Cur-min(limit.Cur/spareFraction, maxSpare) {
+		return fmt.Errorf("leave descriptors free: %w", unix.EMFILE)
+	}
+	return nil
+}
+
+// fileLimit returns the limit on open files of this process; somebody may change it at any time (prlimit(1)).
+func fileLimit() (limit unix.Rlimit, err error) {
+	err = unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &limit)
+	return limit, err
 }
 
 // fill puts the descriptors into the slots, one each; -1 stands for /dev/null.

@@ -74,7 +74,9 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 	var pid, pidfd int
 	var errno syscall.Errno
 	var groupErr error
-	err = s.fill(set, wanted)
+	if err = s.spare(); err == nil {
+		err = s.fill(set, wanted)
+	}
 	if err == nil {
 		c.fds = set.fds[:len(wanted)]
 		c.above = c.fds[len(c.fds)-1] + 1

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 
@@ -39,47 +38,49 @@ type addrRange struct {
 	from, to netip.Addr
 }
 
-// ignore adds the elements for the prefixes that an account ignores.
-func (e *elements) ignore(key Key, prefixes []netip.Prefix) {
-	for _, p := range prefixes {
-		if f := familyOf(p.Addr()); key.reaches(f) {
+// ignore adds the elements for what an account ignores.
+func (e *elements) ignore(key Key, ranges []Range) {
+	for _, r := range ranges {
+		if f := familyOf(r.From); key.reaches(f) {
 			all := &e.ignored[key.kind()][f]
-			*all = append(*all, addrRange{key, p.Addr(), lastOf(p)})
+			*all = append(*all, addrRange{key, r.From, r.To})
 		}
 	}
 }
 
-// lastOf returns the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
+// Range is the addresses from one to another, both included, of one IP version.
+type Range struct{ From, To netip.Addr }
+
+// RangeOf returns the addresses of a valid prefix.
+func RangeOf(p netip.Prefix) Range {
+	p = p.Masked()
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {
 		b[i/8] |= 0x80 >> (i % 8)
 	}
-	last, _ := netip.AddrFromSlice(b)
-	return last
+	last, _ := netip.AddrFromSlice(b) // of 4 or 16 bytes
+	return Range{p.Addr(), last}
 }
 
-// normalize returns prefixes in order and without those that lie in another: the kernel refuses
-// elements that overlap. Invalid ones are left out. Pure.
-func normalize(prefixes []netip.Prefix) []netip.Prefix {
-	var all []netip.Prefix
-	for _, p := range prefixes {
-		if p = p.Masked(); p.IsValid() {
-			all = append(all, p)
+// normalize returns ranges in order and merges those that overlap, which the kernel refuses.
+// Invalid ones are left out. Pure.
+func normalize(ranges []Range) []Range {
+	var all []Range
+	for _, r := range ranges {
+		if r.From.IsValid() && r.From.BitLen() == r.To.BitLen() && r.From.Compare(r.To) <= 0 {
+			all = append(all, r)
 		}
 	}
-	// The wider first: all that lies in a prefix comes right behind it.
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return cmp.Compare(a.Bits(), b.Bits())
-	})
+	slices.SortFunc(all, func(a, b Range) int { return a.From.Compare(b.From) })
 	kept := all[:0]
-	for _, p := range all {
-		if len(kept) == 0 || !kept[len(kept)-1].Overlaps(p) {
-			kept = append(kept, p)
+	for _, r := range all {
+		if n := len(kept); n > 0 && kept[n-1].To.BitLen() == r.From.BitLen() && r.From.Compare(kept[n-1].To) <= 0 {
+			if kept[n-1].To.Less(r.To) {
+				kept[n-1].To = r.To
+			}
+			continue
 		}
+		kept = append(kept, r)
 	}
 	return kept
 }

@@ -3,7 +3,6 @@ package ledger
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -40,13 +39,13 @@ type Ledger struct {
 type Account struct {
 	Key
 	// Ignored are the peers whose packets do not touch the clock; the counters count them. It needs Linux 5.6.
-	Ignored []netip.Prefix
+	Ignored []Range
 }
 
 type account struct {
 	Reading
-	ignored []netip.Prefix // as normalize returns them
-	seen    [3]uint32      // the round in which in, out and last were read
+	ignored []Range   // as normalize returns them
+	seen    [3]uint32 // the round in which in, out and last were read
 }
 
 const (

@@ -196,7 +196,7 @@ func TestPutAndRemove(t *testing.T) {
 		t.Helper()
 		account := ledger.Account{Key: key}
 		for _, p := range ignored {
-			account.Ignored = append(account.Ignored, netip.MustParsePrefix(p))
+			account.Ignored = append(account.Ignored, ledger.RangeOf(netip.MustParsePrefix(p)))
 		}
 		if err := l.Put(account); err != nil {
 			t.Fatal(err)
