@@ -315,7 +315,7 @@ func (l *lifecycle) open(now time.Time) []action {
 // growing doubles a delay n times, up to limit.
 func growing(delay, limit time.Duration, n int) time.Duration {
 	for ; n > 0 && delay < limit; n-- {
-		delay *= 2
+		delay = min(delay, limit-delay) + delay // without overflow
 	}
 	return min(delay, limit)
 }

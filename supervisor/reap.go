@@ -182,23 +182,50 @@ func (s *Supervisor) pause(u *unit) {
 	}
 }
 
-// restore undoes what a process may have left on the sockets that it shared with us.
+// restore undoes what a process, or somebody else, may have left on the sockets of a unit that no process of it has.
 func (s *Supervisor) restore(u *unit) {
 	for i := range u.ports {
-		sock := u.ports[i].sock
-		var repaired string
-		var err error
-		if network := sock.Address().Network; network != activation.TCP {
-			err = s.watcher.Remove(sock.FD()) // Restore may put another socket under the same descriptor
-		}
-		if err == nil {
-			repaired, err = sock.Restore()
-		}
-		switch {
-		case err != nil:
-			s.log.Error("socket not restored", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.Any("err", err))
-		case repaired != "":
-			s.log.Warn("socket restored", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.String("why", repaired))
-		}
+		s.restorePort(u, i)
 	}
+}
+
+func (s *Supervisor) restorePort(u *unit, i int) {
+	p := &u.ports[i]
+	var repaired string
+	var err error
+	if p.sock.Address().Network != activation.TCP {
+		err = s.watcher.Remove(p.sock.FD()) // Restore may put another socket under the same descriptor
+	}
+	if err == nil {
+		repaired, err = p.sock.Restore()
+	}
+	if p.armed {
+		s.armPort(u, i)
+	}
+	if repaired != "" {
+		s.log.Warn("socket restored", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.String("why", repaired))
+	}
+	if err == nil {
+		p.failed, p.restores = nil, 0
+		return
+	}
+	if p.failed == nil { // once, not at each try
+		s.log.Error("socket not restored", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.Any("err", err))
+	}
+	p.failed = err
+	s.after(time.Now(), growing(minRestoreAgain, maxWait, p.restores), func(time.Time) {
+		if p.failed != nil && u.asleep() {
+			s.restorePort(u, i)
+		}
+	})
+	p.restores++
+}
+
+// minRestoreAgain is when a socket that could not be restored is tried again; it doubles.
+const minRestoreAgain = time.Second
+
+// asleep says whether the sockets are ours alone: no process is there, or about to be.
+func (u *unit) asleep() bool {
+	state := u.policy.life().state
+	return len(u.procs) == 0 && u.end == nil && (state == Listening || state == Backoff || state == Failed)
 }

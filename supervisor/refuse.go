@@ -45,37 +45,56 @@ const refuseBatch = 64
 
 // refuse accepts and closes what waits on a socket, so that clients learn that the service has failed.
 func (s *Supervisor) refuse(u *unit, socket int) {
-	sock := u.ports[socket].sock
 	if held := u.ports[socket].held; held != nil {
 		u.ports[socket].held = nil
 		u.sources.release(held.source)
 		closeConnection(held)
 		u.refused.Failed++
 	}
-	for range refuseBatch {
-		var err error
-		if sock.Address().Network.Connections() {
-			// A process of the service may have made it blocking.
-			var fd int
-			if err = unix.SetNonblock(sock.FD(), true); err == nil {
-				fd, _, err = sock.Accept()
-			}
-			if err == nil {
-				closeFD(fd)
-			}
-		} else {
-			err = sock.Discard()
-		}
-		if err != nil {
-			break // nothing is left; or if it was something else, arming tells again
-		}
-		u.refused.Failed++
-	}
-	s.post(func(now time.Time) { // not at once: it would be its turn again before all others
+	s.takeAway(u, socket, refuseBatch, func(n int) {
+		u.refused.Failed += uint64(n)
 		if u.policy.life().state == Failed {
 			s.armPort(u, socket)
 		}
 	})
+}
+
+// takeAway accepts and closes what waits on a socket, or reads and forgets it, and tells the loop how much it
+// was. It runs outside the loop, and nobody waits for it at the end: another process that shares the socket can make it
+// blocking at the wrong moment.
+func (s *Supervisor) takeAway(u *unit, socket, most int, done func(n int)) {
+	p := &u.ports[socket]
+	if p.taking {
+		return
+	}
+	p.taking = true
+	sock := p.sock
+	go func() {
+		n := 0
+		for ; n < most; n++ {
+			if takeOne(sock) != nil {
+				break // nothing is left; or if it was something else, arming tells again
+			}
+		}
+		s.post(func(time.Time) {
+			p.taking = false
+			done(n)
+		})
+	}()
+}
+
+func takeOne(sock *activation.Socket) error {
+	if !sock.Address().Network.Connections() {
+		return sock.Discard()
+	}
+	if err := unix.SetNonblock(sock.FD(), true); err != nil {
+		return err
+	}
+	fd, _, err := sock.Accept()
+	if err == nil {
+		closeFD(fd)
+	}
+	return err
 }
 
 // drop takes the first datagram away from each socket where that is one of ids.

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -151,6 +152,9 @@ func (s *Supervisor) request(ctx context.Context, name string, what request) (St
 			return
 		}
 		w.run = u.run
+		if (what == requestReset || what == requestWake) && u.asleep() && !u.policy.life().unopened {
+			s.restore(u) // somebody may have removed a path
+		}
 		s.step(time.Now(), u, what.event())
 		if u.settled(w) {
 			close(w.done)
@@ -167,7 +171,11 @@ func (s *Supervisor) request(ctx context.Context, name string, what request) (St
 	select {
 	case <-w.done:
 	case <-ctx.Done():
-		return status, ctx.Err() // the waiter is dropped when it settles
+		s.post(func(time.Time) {
+			u := s.byName[name]
+			u.waiters = slices.DeleteFunc(u.waiters, func(o waiter) bool { return o.done == w.done })
+		})
+		return status, ctx.Err()
 	}
 	all, err := s.Status(ctx, name, false)
 	if err != nil {
@@ -262,6 +270,9 @@ func (s *Supervisor) status(u *unit) Status {
 		sock := SocketStatus{Name: p.sock.Spec().Name, Address: p.sock.Address().String(), Accepted: p.accepted}
 		if p.sock.FD() >= 0 {
 			sock.Dropped = p.sock.Drops()
+		}
+		if p.failed != nil {
+			sock.Error = p.failed.Error()
 		}
 		st.Sockets[i] = sock
 	}

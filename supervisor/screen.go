@@ -32,10 +32,11 @@ func (w *Wake) screen(clients []activity.Client, length, backlog int) screening 
 	left := length - len(clients)
 	for i := range clients {
 		c := &clients[i]
-		if !w.ignores(c.Remote.Addr()) && c.Bytes >= w.MinBytes {
+		ignored := w.ignores(c.Remote.Addr())
+		if !ignored && c.Bytes >= w.MinBytes {
 			return screening{wake: true}
 		}
-		if c.Left {
+		if c.Left && (!ignored || c.Bytes == 0) { // else it may want its answer
 			left++
 		}
 	}
@@ -104,15 +105,8 @@ func (s *Supervisor) screened(now time.Time, u *unit, socket int, v screening) {
 	}
 	// They are the first in the queue, whoever has come meanwhile. A frozen process may be about to take them, and
 	// shares O_NONBLOCK with us.
-	if u.policy.life().state == Listening && v.gone > 0 && unix.SetNonblock(p.sock.FD(), true) == nil {
-		for range v.gone {
-			fd, _, err := p.sock.Accept()
-			if err != nil {
-				break
-			}
-			closeFD(fd)
-			u.refused.Ignored++
-		}
+	if u.policy.life().state == Listening && v.gone > 0 {
+		s.takeAway(u, socket, v.gone, func(n int) { u.refused.Ignored += uint64(n) })
 	}
 	if !v.soon {
 		return

@@ -37,8 +37,9 @@ type IdleStatus struct {
 // SocketStatus is the account of one socket.
 type SocketStatus struct {
 	Name         string            `json:"name"`
-	Address      string            `json:"address"` // where it listens, with the port the kernel chose
-	Known        bool              `json:"known"`   // false: the kernel could not be asked; see Why
+	Address      string            `json:"address"`         // where it listens, with the port the kernel chose
+	Error        string            `json:"error,omitempty"` // why it is not open, or not as it should be
+	Known        bool              `json:"known"`           // false: the kernel could not be asked; see Why
 	Why          string            `json:"why,omitempty"`
 	Open         int               `json:"open"`
 	Queued       int               `json:"queued"`

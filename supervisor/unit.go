@@ -48,12 +48,14 @@ type port struct {
 	accepted uint64
 	held     *connection // accepted, but no process could be started for it yet
 
+	taking    bool // takeAway is under way
 	screening bool // who waits is being looked at (screen.go)
 	again     bool // somebody came meanwhile
 	screens   int  // looks since the last arrival
 	looks     int  // all of them: a look that was put off is given up where there was another meanwhile
 
-	failed error // why it is not open
+	failed   error // why it is not open, or not as it should be
+	restores int   // tries in a row to restore it
 }
 
 // instance is one process of a unit.

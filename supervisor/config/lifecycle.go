@@ -147,6 +147,9 @@ func (d *decoder) checkLifecycle(since int, keys map[string]any) {
 	if start, _ := keys["start"].(map[string]any); start["timeout"] != nil && s.Accept && !d.failed(since, "accept") {
 		d.wrongKey("start.timeout", "makes no sense with accept = true: each process has its connection from the start")
 	}
+	if stop, _ := keys["stop"].(map[string]any); stop["command"] != nil && s.Accept && !d.failed(since, "accept") {
+		d.wrongKey("stop.command", "makes no sense with accept = true: there is no one process that it could stop")
+	}
 	restart, _ := keys["restart"].(map[string]any)
 	if r := s.Restart; r.Delay > r.MaxDelay && !d.failed(since, "restart.delay", "restart.max_delay") {
 		switch {

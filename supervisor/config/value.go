@@ -164,10 +164,15 @@ func (d *decoder) duration(raw any, low time.Duration, to *time.Duration) bool {
 		return d.wrong("must be positive, got %s", s)
 	case v < low:
 		return d.wrong("must be at least %v, got %s", low, s)
+	case v > maxDuration:
+		return d.wrong("must be at most 3650d, got %s", s)
 	}
 	*to = v
 	return true
 }
+
+// maxDuration is ten years, so that sums of a few durations do not overflow.
+const maxDuration = 3650 * 24 * time.Hour
 
 // parseDuration is time.ParseDuration with days in front.
 func parseDuration(s string) (time.Duration, bool) {
