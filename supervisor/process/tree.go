@@ -325,14 +325,11 @@ func (t *Tree) Ended() (fd int, err error) {
 }
 
 // Rest gives back descriptors that a tree without processes does not need, and keeps the cgroup for
-// the next Start, unless descriptors are few. It invalidates what Ended returned.
+// the next Start. It invalidates what Ended returned.
 func (t *Tree) Rest() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.group == nil || t.frozen {
-		return nil
-	}
-	if limit, err := fileLimit(); err == nil && limit.Cur < manyFiles && t.dropLocked() == nil {
 		return nil
 	}
 	return t.wrap("rest", t.group.rest())
