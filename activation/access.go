@@ -17,6 +17,9 @@ import (
 // The zero value, and a nil pointer, permit everybody. IPv4 prefixes are for IPv4
 // sources, also on dual-stack sockets, and "::/0" is IPv6 alone. An IPv4-mapped prefix of at
 // least 96 bits is the IPv4 one. What a prefix has beyond its bits is ignored.
+//
+// Where there is something to check, some kernels ask for root or CAP_NET_ADMIN, and say EPERM to an
+// ordinary user when the socket is opened.
 type Access struct {
 	Allow, Deny []netip.Prefix
 }

@@ -259,23 +259,39 @@ func (s *Socket) filterAccess(a *Access, fd int) error {
 	}
 	program := unix.SockFprog{Len: uint16(len(want)), Filter: &want[0]}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-		if errors.Is(err, unix.ENOMEM) {
-			err = fmt.Errorf("net.core.optmem_max may be too low for it: %w", err)
-		}
-		return s.failure("set access list of", err)
+		return s.failure("set access list of", explainFilter(err))
 	}
 	return nil
+}
+
+// explainFilter says what is needed where the kernel refuses a filter.
+func explainFilter(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOMEM):
+		return fmt.Errorf("net.core.optmem_max may be too low for it: %w", err)
+	case errors.Is(err, unix.EPERM): // it is not locked, so it is the user
+		return fmt.Errorf("it needs root or CAP_NET_ADMIN here: %w", err)
+	}
+	return err
 }
 
 // attachedFilter reads the classic BPF program of a socket; without one it is empty.
 func attachedFilter(fd int) ([]unix.SockFilter, error) {
 	// Of this option the length is in instructions, and 0 asks for it.
 	code := make([]unix.SockFilter, unix.BPF_MAXINSNS)
-	size := uint32(len(code))
+	size, err := readFilter(fd, &code[0], len(code))
+	return code[:size], err
+}
+
+// filterLength is the number of instructions; the error is EACCES for a program that is not classic BPF.
+func filterLength(fd int) (int, error) { return readFilter(fd, nil, 0) }
+
+func readFilter(fd int, code *unix.SockFilter, room int) (int, error) {
+	size := uint32(room)
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_GET_FILTER,
-		uintptr(unsafe.Pointer(&code[0])), uintptr(unsafe.Pointer(&size)), 0)
+		uintptr(unsafe.Pointer(code)), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
-		return nil, errno
+		return 0, errno
 	}
-	return code[:size], nil
+	return int(size), nil
 }

@@ -2,6 +2,7 @@ package activation
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -363,5 +364,18 @@ func TestAccessDenied(t *testing.T) {
 	}
 	if got := (&Access{}).Denied(); got != nil {
 		t.Errorf("got %v of everybody", got)
+	}
+}
+
+func TestExplainFilter(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]string{
+		unix.EPERM:  "it needs root or CAP_NET_ADMIN here: operation not permitted",
+		unix.ENOMEM: "net.core.optmem_max may be too low for it: cannot allocate memory",
+		unix.EINVAL: "invalid argument",
+	} {
+		if got := explainFilter(err); got.Error() != want || !errors.Is(got, err) {
+			t.Errorf("got %v, want %s", got, want)
+		}
 	}
 }

@@ -13,15 +13,12 @@ func (s *Socket) Discard() error {
 	if s.addr.Network.Connections() {
 		return errors.New("discard from " + s.addr.String() + ": it has connections")
 	}
-	var b [4096]byte
 	for {
 		var err error
 		if s.addr.Network == FIFO {
-			if err = unix.SetNonblock(s.fd, true); err == nil {
-				_, err = unix.Read(s.fd, b[:])
-			}
+			err = s.spill()
 		} else {
-			_, _, err = unix.Recvfrom(s.fd, b[:0], unix.MSG_DONTWAIT)
+			_, _, err = unix.Recvfrom(s.fd, nil, unix.MSG_DONTWAIT)
 		}
 		switch {
 		case err == nil:
@@ -30,6 +27,18 @@ func (s *Socket) Discard() error {
 			return s.failure("discard from", err)
 		}
 	}
+}
+
+// spill takes up to 4 kB out of a FIFO. To read(2) without waiting would take O_NONBLOCK, which other processes may
+// clear at any moment, and FIFOs have no RWF_NOWAIT (Linux 6.18).
+func (s *Socket) spill() error {
+	null, err := unix.Open("/dev/null", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(null) //nolint:errcheck // there is nothing to lose
+	_, err = unix.Splice(s.fd, nil, null, nil, 4096, unix.SPLICE_F_NONBLOCK)
+	return err
 }
 
 // Drops returns how many packets the kernel has dropped at the socket since it was opened: those

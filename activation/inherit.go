@@ -183,7 +183,8 @@ func networkOfSocket(domain, kind, protocol int) Network {
 // address, that is an error, as to open a second one would hide it.
 //
 // Options that can be set after bind(2) are set; mode, owner and group only where spec has
-// them. The rest is up to whoever bound it. The file is removed on Close only with RemoveOnStop. The
+// them. The rest is up to whoever bound it, but a port that a supervisor had left shared, and that nobody
+// shares now, is shared no more unless spec says ReusePort. The file is removed on Close only with RemoveOnStop. The
 // Spec is kept, and must not be changed any more.
 func (h *Inherited) Take(spec *Spec) (*Socket, bool, error) {
 	i, err := h.find(spec)
@@ -316,6 +317,11 @@ func (s *Socket) adopt(in *inherited) error {
 	}
 	if o.Backlog > 0 {
 		if err := s.listen(); err != nil { // a second listen(2) only changes the backlog
+			return err
+		}
+	}
+	if s.addr.Network != FIFO {
+		if err := errors.Join(s.unshare(), s.remember()); err != nil {
 			return err
 		}
 	}

@@ -27,12 +27,19 @@ func AllowParking() (release func() error, err error) {
 	return s.Restore, nil
 }
 
-// parkingPlace is the second socket of a parked one.
+// parkingPlace is the second socket of a parked one, and a third.
+//
+// In their group the first one is number 0. When it is shut down the last one gets its number, and when it listens
+// again it becomes the last. A process can do both, and nothing in the kernel tells. But with
+// three of them number 1 is never the first one.
 type parkingPlace struct {
-	fd         int
-	index      uint32 // in the group of both
+	fd, spare  int
+	first      uint32 // the number of the first one, if no process has made it listen again: then that is the spare one's
 	readmitted bool   // new connections come to the first socket
 }
+
+// parkedIndex is the number in the group that is ours at any time.
+const parkedIndex = 1
 
 // Park sends new connections to a second socket on the same address that nobody else
 // has, where they wait. What is in the queue of the socket itself stays there, and so does a
@@ -164,11 +171,7 @@ func (s *Socket) parkable() error {
 	if protocol != unix.IPPROTO_TCP {
 		return fmt.Errorf("%w: it is of protocol %d", ErrNotParkable, protocol) // MPTCP, inherited
 	}
-	shared, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
-	if err != nil {
-		return err
-	}
-	if shared != 0 && s.inherited {
+	if s.joint {
 		return fmt.Errorf("%w: it was inherited with a shared port", ErrNotParkable) // with strangers in the group
 	}
 	on, err := isOn(migratePath)
@@ -181,28 +184,20 @@ func (s *Socket) parkable() error {
 	return err
 }
 
-// openPlace opens the second socket and has it chosen for all new connections.
+// openPlace opens the two sockets and has one chosen for all new connections.
 func (s *Socket) openPlace() (*parkingPlace, error) {
-	t, err := s.twin()
-	if err != nil {
-		return nil, err
-	}
-	p := &parkingPlace{fd: t.fd, index: 1} // the one that is there joins the group as number 0
-	err = s.filterAccess(s.spec.Options.Access, p.fd)
-	if err == nil {
-		err = s.letJoin()
-	}
-	if err == nil {
-		err = t.bind()
+	p := &parkingPlace{fd: -1, spare: -1}
+	err := s.letJoin()
+	for _, fd := range []*int{&p.fd, &p.spare} {
+		if err == nil {
+			*fd, err = s.listenBeside()
+		}
 	}
 	if errors.Is(err, unix.EADDRINUSE) {
 		err = fmt.Errorf("%w: another user has bound it: %w", ErrNotParkable, err)
 	}
 	if err == nil {
-		err = unix.Listen(p.fd, s.backlog())
-	}
-	if err == nil {
-		err = p.choose(p.index)
+		err = p.choose(parkedIndex)
 	}
 	if err != nil {
 		p.close()
@@ -210,6 +205,25 @@ func (s *Socket) openPlace() (*parkingPlace, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// listenBeside opens a socket that listens on the same address.
+func (s *Socket) listenBeside() (int, error) {
+	t, err := s.twin()
+	if err != nil {
+		return -1, err
+	}
+	err = s.filterAccess(s.spec.Options.Access, t.fd)
+	if err == nil {
+		err = t.bind()
+	}
+	if err == nil {
+		err = unix.Listen(t.fd, s.backlog())
+	}
+	if err != nil {
+		return -1, errors.Join(err, unix.Close(t.fd))
+	}
+	return t.fd, nil
 }
 
 // rejoin prepares a parked socket that was shut down for listen(2), which makes it the last of
@@ -222,15 +236,15 @@ func (s *Socket) rejoin() error {
 	if err := s.letJoin(); err != nil { // where a process has changed that too
 		return err
 	}
-	p.index = 0
+	p.first = 2
 	return p.readmit(p.readmitted)
 }
 
-// readmit chooses the first socket, or the second.
+// readmit chooses the first socket, or one of ours.
 func (p *parkingPlace) readmit(yes bool) error {
-	index := p.index
+	index := uint32(parkedIndex)
 	if yes {
-		index = 1 - index
+		index = p.first
 	}
 	err := p.choose(index)
 	if err == nil {
@@ -251,10 +265,16 @@ func (p *parkingPlace) choose(index uint32) error {
 	return nil
 }
 
-// close moves the queue to the other socket of the group.
+// close moves the queues to the other socket of the group. What of the one goes to the spare one, by chance, or comes there
+// meanwhile, moves with that.
 func (p *parkingPlace) close() {
-	// A process that is being started has a copy of every descriptor until its exec. The queue moves
-	// at once all the same. Nothing else can come of it: nobody is connected to a socket that listens.
-	_ = unix.Shutdown(p.fd, unix.SHUT_RDWR)
-	_ = unix.Close(p.fd)
+	for _, fd := range []int{p.fd, p.spare} {
+		if fd < 0 {
+			continue
+		}
+		// A process that is being started has a copy of every descriptor until its exec. The queue moves
+		// at once all the same. Nothing else can come of it: nobody is connected to a socket that listens.
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+		_ = unix.Close(fd)
+	}
 }

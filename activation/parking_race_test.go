@@ -152,6 +152,50 @@ func TestParkShutDown(t *testing.T) {
 	}
 }
 
+// A process that makes a parked socket listen again by itself gets nobody, whatever its backlog is.
+func TestParkListenAgain(t *testing.T) {
+	t.Parallel()
+	nettest.Need(t, parkable)
+	for address, shutBefore := range map[string]bool{"tcp://127.0.0.1:7171": false, "tcp://:7172": false, "tcp://[::1]:7173": true} {
+		s := mustOpen(t, address, Options{})
+		to := []string{"127.0.0.1"}
+		if s.Address().IP.Is6() {
+			to = []string{"::1"}
+		}
+		again := func() {
+			if err := errors.Join(unix.Shutdown(s.FD(), unix.SHUT_RDWR), unix.Listen(s.FD(), 0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if shutBefore {
+			again()
+		}
+		mustPark(t, s)
+		clients := dialEach(t, s, to, 3)
+		for range 3 {
+			again()
+			mustPark(t, s)
+			clients = append(clients, dialEach(t, s, to, 3)...)
+			if pending, err := s.Pending(); pending || err != nil {
+				t.Fatalf("%s: got %v, %v while parked", address, pending, err)
+			}
+		}
+		if _, err := s.Restore(); err != nil { // the backlog
+			t.Fatal(err)
+		}
+		if err := s.Readmit(); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, dialEach(t, s, to, 3)...)
+		mustUnpark(t, s)
+		clients = append(clients, dialEach(t, s, to, 1)...)
+		if got := serveAll(t, s); got != len(clients) {
+			t.Errorf("%s: got %d connections, want %d", address, got, len(clients))
+		}
+		expectAnswers(t, clients)
+	}
+}
+
 // A process that waits for the socket hears of what moves there.
 func TestUnparkWakes(t *testing.T) {
 	t.Parallel()

@@ -250,7 +250,7 @@ func TestNotParkable(t *testing.T) {
 	t.Parallel()
 	nettest.Need(t, parkable)
 	inherited := mustOpen(t, "tcp://127.0.0.1:0", Options{ReusePort: true})
-	inherited.spec.Options.ReusePort, inherited.inherited = false, true
+	inherited.spec.Options.ReusePort, inherited.joint = false, true
 	for _, s := range []*Socket{
 		mustOpen(t, "udp://127.0.0.1:0", Options{}),
 		mustOpen(t, "unix:@hg-park", Options{}),
@@ -329,7 +329,7 @@ func TestParkNotAllowed(t *testing.T) {
 		if err := s.Park(); err != nil {
 			t.Error(err)
 		}
-		sw := Switch{Path: migratePath, turnedOn: true}
+		sw := Switch{Path: migratePath, wasOff: true}
 		if err := sw.On(); err != nil { // as somebody else who wants it
 			t.Error(err)
 		}

@@ -173,7 +173,7 @@ func removeStale(p string) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return fmt.Errorf("%w: the path exists and is not a socket", unix.EADDRINUSE)
+		return fmt.Errorf("%w: it is not a socket", unix.EEXIST) // nobody will leave it
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -27,12 +27,30 @@ import (
 //
 // A listening socket gets its own backlog again, and TCP its time to wait for data, except for an inherited
 // one whose Spec has none. O_NONBLOCK, which all who share the socket share, is set again.
+// Options by which clients would be lost without a word are as after Open again: SO_BINDTODEVICE, SO_DONTROUTE,
+// SO_LINGER, SO_REUSEPORT, IP_MINTTL, IP_TTL and the like, a filter (SO_ATTACH_FILTER), and TCP_MD5SIG keys that are
+// for everybody. What the process has made final is an error, and only a new socket
+// helps: a filter that it has locked, or, without CAP_NET_RAW, a device. A TCP_MD5SIG key for
+// certain clients, or a TCP-AO one, is not noticed.
+//
 // A socket that was shut down is left to Revive. Address, Spec and FD may be called at
 // the same time. The error is a *SocketError.
 func (s *Socket) Restore() (repaired string, err error) {
 	if err := s.restoreFlags(); err != nil {
 		return "", err
 	}
+	found, err := s.restoreSettings()
+	repaired, e := s.restoreRest()
+	if said := tellFound(found); said != "" && repaired != "" {
+		repaired = said + "; " + repaired
+	} else {
+		repaired += said
+	}
+	return repaired, errors.Join(err, e)
+}
+
+// restoreRest is what is different about each network.
+func (s *Socket) restoreRest() (repaired string, err error) {
 	switch s.addr.Network {
 	case TCP:
 		return "", errors.Join(s.restoreDefer(), s.restoreBacklog())

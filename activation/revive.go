@@ -184,6 +184,7 @@ func (s *Socket) takeNumber(fresh *Socket) error {
 // time is the same, and is not written.
 func (s *Socket) become(fresh *Socket) {
 	s.file, s.inode, s.warnings = fresh.file, fresh.inode, append(s.warnings, fresh.warnings...)
+	s.filtered, s.v6, s.sound = fresh.filtered, fresh.v6, fresh.sound
 }
 
 // clearErrors empties what POLLERR stands for: the pending error and the queue of

@@ -30,6 +30,10 @@ type Socket struct {
 	inode     uint64
 	file      node // what the path must still be to be removed; the zero node where there is none
 	inherited bool
+	joint     bool      // inherited with a port that another socket shares
+	filtered  bool      // has a filter that is to stay
+	v6        bool      // an IP socket of that version
+	sound     settings  // what Restore sets back
 	found     *fileLook // of the path of an inherited socket; nil: as Options say
 	warnings  []error
 
@@ -89,7 +93,8 @@ func (s *Socket) Open() error {
 }
 
 // MayOpenLater says whether an error of Open can go away without anybody changing the
-// Spec: the address or the device is not there yet, or somebody else has the address.
+// Spec: the address or the device is not there yet, or somebody else has the address. A file that is
+// not a socket, at the path of a Unix socket, is not somebody (EEXIST).
 func MayOpenLater(err error) bool {
 	return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.ENODEV)
 }
@@ -117,6 +122,9 @@ func (s *Socket) open() error {
 func (s *Socket) start(domain int) error {
 	s.setAfterBind(domain)
 	if err := s.listen(); err != nil {
+		return err
+	}
+	if err := s.remember(); err != nil {
 		return err
 	}
 	return s.identify()
@@ -245,6 +253,7 @@ func (s *Socket) Close() error {
 	if s.parking != nil {
 		s.parking.close()
 		s.parking = nil
+		s.letNobodyJoin() // whoever handed the socket over, or shares it, keeps it
 	}
 	var err error
 	if s.spec.Options.RemoveOnStop {

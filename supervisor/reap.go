@@ -134,8 +134,9 @@ func (s *Supervisor) forgetEnd(e *treeEnd) error {
 	return err
 }
 
-// treePause keeps processes that follow one another quickly from taking up the loop.
-const treePause = 20 * time.Millisecond
+// treePause keeps processes that follow one another quickly from taking up the loop. It doubles up to maxTreePause, as
+// long as somebody is left each time.
+const treePause, maxTreePause = 20 * time.Millisecond, time.Second
 
 // treeChanged is told that processes of a unit have ended, maybe the last one.
 func (s *Supervisor) treeChanged(now time.Time, e *treeEnd) {
@@ -147,7 +148,8 @@ func (s *Supervisor) treeChanged(now time.Time, e *treeEnd) {
 		s.emptied(now, u)
 		return
 	}
-	s.after(now, treePause, func(now time.Time) {
+	u.scans++
+	s.after(now, growing(treePause, maxTreePause, u.scans-1), func(now time.Time) {
 		if len(u.procs) == 0 && u.end == nil && !s.left(u) {
 			s.emptied(now, u)
 		}
@@ -155,6 +157,7 @@ func (s *Supervisor) treeChanged(now time.Time, e *treeEnd) {
 }
 
 func (s *Supervisor) emptied(now time.Time, u *unit) {
+	u.scans = 0
 	if len(u.procs) > 0 {
 		return // it was started again
 	}

@@ -15,6 +15,7 @@ type unit struct {
 	procs  []*instance
 	tree   Tree     // nil before the first start
 	end    *treeEnd // set while others live than those in procs
+	scans  int      // times in a row that the end of some of those was not that of the last one
 
 	run     uint64 // counts launches, so that late answers about an earlier run are known as such
 	starts  uint64

@@ -19,6 +19,7 @@ import (
 	"hibergate/supervisor"
 	"hibergate/supervisor/config"
 	"hibergate/supervisor/control"
+	"hibergate/supervisor/process"
 )
 
 // gcPercent trades CPU of a supervisor that is busy for memory of one that holds thousands of
@@ -55,6 +56,11 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	defer signal.Stop(signals)
 	debug.SetGCPercent(gcPercent)
+	threads, err := process.SpareThreads()
+	if err != nil {
+		logger.Warn("limit on tasks not known", slog.Any("err", err))
+	}
+	logger.Debug("threads made in advance", slog.Int("threads", threads))
 
 	inherited, err := activation.Inherit()
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -90,13 +91,10 @@ func (l *flowList) failed(what string, err error) {
 
 // addTCP takes the connections from sock_diag, and looks each up in the table of flows.
 func (l *flowList) addTCP(ctx context.Context) {
-	q := sockdiag.Query{Family: l.domain, Protocol: unix.IPPROTO_TCP, States: connected(), Ports: []uint16{l.port}}
-	err := l.sockdiag.Inet(q, l.reset, func(row *sockdiag.Inet) {
-		queued := row.State == sockdiag.Established || row.State == sockdiag.CloseWait
-		if owns, _ := l.owns(row.Local); !owns || row.Inode == 0 && !queued {
-			return
+	err := l.eachConnection(l.watched, connected(), l.reset, func(row *sockdiag.Inet) {
+		if row.Inode != 0 || row.State == sockdiag.Established || row.State == sockdiag.CloseWait {
+			l.add(Flow{Protocol: "tcp", Peer: row.Peer, Original: row.Local, Local: row.Local, State: row.State.String()}, row.Inode)
 		}
-		l.add(Flow{Protocol: "tcp", Peer: row.Peer, Original: row.Local, Local: row.Local, State: row.State.String()}, row.Inode)
 	})
 	l.failed("sock_diag", err)
 	if l.Accounting == SockDiag || len(l.flows) == 0 {
@@ -143,10 +141,12 @@ func (l *flowList) addUDP() {
 	if l.account.Family == unix.NFPROTO_UNSPEC {
 		families = []uint8{unix.AF_INET, unix.AF_INET6}
 	}
+	candidates := l.candidates(unix.IPPROTO_UDP, []uint8{unix.AF_INET, unix.AF_INET6}, []uint16{l.port})[l.port]
 	for _, family := range families {
 		kept, inodes := l.flows, l.inodes
 		err := l.conntrack.Dump(family, unix.IPPROTO_UDP, l.port, func() { l.flows, l.inodes = kept, inodes }, func(f *conntrack.Flow) {
-			if owns, _ := l.owns(f.Reply.Source); !owns {
+			// Through which device it came is not told: where it may have been ours, it was.
+			if !slices.Contains(owners(candidates, f.Reply.Source, l.device), l.watched) {
 				return
 			}
 			flow := Flow{Protocol: "udp", Peer: f.Reply.Destination, Local: f.Reply.Source, State: "REPLIED"}

@@ -3,6 +3,7 @@ package activity
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -136,6 +137,10 @@ func (l *look) askLedger(inet []due) {
 		}
 		return
 	}
+	others := l.onOtherDevices(asked)
+	for _, some := range others {
+		keys = append(keys, some...)
+	}
 	if err := l.ledger.Read(keys); err != nil {
 		why := explain("nftables", err)
 		if err := l.loseLedger(l.now); err != nil {
@@ -154,8 +159,39 @@ func (l *look) askLedger(inet []due) {
 		r := l.ledger.Reading(d.account)
 		d.count(r)
 		d.In, d.Out = d.counted.in, d.counted.out
-		d.Last, d.Exact = l.ago(r.Quiet), true
+		quiet := r.Quiet
+		for _, key := range others[d.watched] {
+			quiet = min(quiet, l.ledger.Reading(key).Quiet)
+		}
+		d.Last, d.Exact = l.ago(quiet), true
 	}
+}
+
+// onOtherDevices returns the other accounts on the ports of sockets that packets for those may be in: the
+// ledger goes by the address alone where the kernel chooses among sockets by the device, too.
+func (l *look) onOtherDevices(asked []due) map[*watched][]ledger.Key {
+	others := make(map[*watched][]ledger.Key)
+	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		var some []due
+		var ports []uint16
+		for _, d := range asked {
+			if d.protocol == protocol {
+				some, ports = append(some, d), append(ports, d.port)
+			}
+		}
+		if len(some) == 0 {
+			continue
+		}
+		candidates := l.candidates(protocol, []uint8{unix.AF_INET, unix.AF_INET6}, ports)
+		for _, d := range some {
+			for _, w := range candidates[d.port] {
+				if w.device != d.device && w.accounted() && w.account != d.account {
+					others[d.watched] = append(others[d.watched], w.account)
+				}
+			}
+		}
+	}
+	return others
 }
 
 // mayAskConntrack says whether the table of flows can be read; where it could not, it tries again.
@@ -188,6 +224,7 @@ func (l *look) askInet(q sockdiag.Query, some []due) {
 		// TCP_DEFER_ACCEPT it is not done before the client sends something.)
 		q.States = append(connected(), sockdiag.SynReceived)
 	}
+	candidates := l.candidates(q.Protocol, []uint8{q.Family}, q.Ports)
 	youngest := make(map[*watched]time.Duration) // age of the newest payload
 	begin := func() {
 		clear(youngest)
@@ -198,8 +235,12 @@ func (l *look) askInet(q sockdiag.Query, some []due) {
 	err := l.ctx.Err()
 	if err == nil {
 		err = l.sockdiag.Inet(q, begin, func(row *sockdiag.Inet) {
-			for _, d := range owners(byPort[row.Local.Port()], row) {
-				d.see(q.Protocol, row, youngest)
+			port := row.Local.Port()
+			owning := owners(candidates[port], row.Local, row.Device)
+			for _, d := range byPort[port] {
+				if slices.Contains(owning, d.watched) {
+					d.see(q.Protocol, row, youngest)
+				}
 			}
 		})
 	}
@@ -215,28 +256,6 @@ func (l *look) askInet(q sockdiag.Query, some []due) {
 			d.LastPayload = l.ago(age)
 		}
 	}
-}
-
-// owners returns those of the candidates to which a row belongs: the ones bound to its very
-// address, else those bound to every address. It reorders the candidates.
-func owners(candidates []due, row *sockdiag.Inet) []due {
-	owning, exact := 0, 0
-	for i := range candidates {
-		owns, exactly := candidates[i].owns(row.Local)
-		if !owns {
-			continue
-		}
-		candidates[owning], candidates[i] = candidates[i], candidates[owning]
-		if exactly {
-			candidates[exact], candidates[owning] = candidates[owning], candidates[exact]
-			exact++
-		}
-		owning++
-	}
-	if exact > 0 {
-		return candidates[:exact]
-	}
-	return candidates[:owning]
 }
 
 // see adds one row of sock_diag to the summary.

@@ -65,16 +65,10 @@ func (t *Tracker) queuedTCP(w *watched) (ids []uint64, err error) {
 // eachQueued calls each for every connection in the accept queue of a TCP socket; begin and each as
 // for sockdiag.Conn.Inet.
 func (t *Tracker) eachQueued(w *watched, begin func(), each func(*sockdiag.Inet)) error {
-	q := sockdiag.Query{
-		Family: w.domain, Protocol: w.protocol, Ports: []uint16{w.port},
-		States: []sockdiag.State{sockdiag.Established, sockdiag.CloseWait, sockdiag.SynReceived},
-	}
-	return t.sockdiag.Inet(q, begin, func(row *sockdiag.Inet) {
+	states := []sockdiag.State{sockdiag.Established, sockdiag.CloseWait, sockdiag.SynReceived}
+	return t.eachConnection(w, states, begin, func(row *sockdiag.Inet) {
 		// A handshake is not queued yet, unless it is TCP Fast Open: then there is a socket with timers.
-		if row.State == sockdiag.SynReceived && !row.Timed || row.Inode != 0 {
-			return
-		}
-		if owns, _ := w.owns(row.Local); owns {
+		if row.Inode == 0 && (row.State != sockdiag.SynReceived || row.Timed) {
 			each(row)
 		}
 	})

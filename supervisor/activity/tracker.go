@@ -71,6 +71,7 @@ const (
 	nftablesWitness witness = iota
 	conntrackWitness
 	countersWitness
+	ignoredWitness // of the ledger
 	sockdiagWitness
 	witnesses
 )
@@ -139,6 +140,7 @@ func (t *Tracker) settle(key ledger.Key) {
 	default:
 		err = t.ledger.Remove(key)
 	}
+	t.noteRefused()
 	if err != nil { // a new ledger has the accounts that are wanted
 		t.log.Warn("activity begins anew", slog.Any("err", errors.Join(err, t.loseLedger(time.Now()))))
 	}
@@ -194,8 +196,20 @@ func (t *Tracker) openLedger(now time.Time) {
 		return
 	}
 	t.ledger, t.missing[nftablesWitness] = l, ""
+	t.noteRefused()
 	for _, w := range t.sockets {
 		w.countedBefore = w.counted
+	}
+}
+
+// noteRefused finds out whether the ledger ignores whom it should.
+func (t *Tracker) noteRefused() {
+	t.missing[ignoredWitness] = ""
+	if t.ledger == nil {
+		return
+	}
+	if err := t.ledger.Refused(); err != nil {
+		t.missing[ignoredWitness] = fmt.Sprintf("sources without activity: %v", err)
 	}
 }
 

@@ -53,9 +53,8 @@ func (t *Tracker) Handshakes(ctx context.Context, key uint32) (ids []uint64, err
 	if err != nil || w.Address.Network != activation.TCP {
 		return nil, err
 	}
-	q := sockdiag.Query{Family: w.domain, Protocol: w.protocol, Ports: []uint16{w.port}, States: []sockdiag.State{sockdiag.SynReceived}}
-	err = t.sockdiag.Inet(q, func() { ids = nil }, func(row *sockdiag.Inet) {
-		if owns, _ := w.owns(row.Local); owns && !row.Timed { // else it is TCP Fast Open, and queued
+	err = t.eachConnection(w, []sockdiag.State{sockdiag.SynReceived}, func() { ids = nil }, func(row *sockdiag.Inet) {
+		if !row.Timed { // else it is TCP Fast Open, and queued
 			ids = append(ids, row.Cookie)
 		}
 	})

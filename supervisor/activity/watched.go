@@ -21,6 +21,7 @@ type watched struct {
 	ip       netip.Addr // the zero Addr: every address
 	port     uint16
 	only6    bool       // every address, but of IPv6 only
+	device   uint32     // the network device that it is bound to; 0: none
 	account  ledger.Key // in the ledger; zero without one
 
 	// Unix sockets.
@@ -79,6 +80,9 @@ func (w *watched) examine() error {
 	}
 	if w.ip.IsUnspecified() && !w.mapped4() {
 		w.ip = netip.Addr{}
+	}
+	if w.device, err = boundDevice(w.FD); err != nil {
+		return err
 	}
 	if w.Accounting != SockDiag {
 		w.account = w.key()
@@ -153,7 +157,8 @@ func (w *watched) identify() error {
 // mapped4 says that the socket is an IPv6 one bound to ::ffff:0.0.0.0: every address of IPv4.
 func (w *watched) mapped4() bool { return w.domain == unix.AF_INET6 && w.ip.Is4() }
 
-// key returns the name of the socket's account in the ledger.
+// key returns the name of the socket's account in the ledger. The ledger knows no devices: sockets with the
+// same address on several of them share an account, and the activity of each counts for all.
 func (w *watched) key() ledger.Key {
 	key := ledger.Key{Protocol: w.protocol, Port: w.port}
 	switch {
@@ -166,22 +171,6 @@ func (w *watched) key() ledger.Key {
 		key.Addr = w.ip
 	}
 	return key
-}
-
-// owns says whether packets for this local address reach the socket, and whether that is because
-// the socket is bound to just this address.
-func (w *watched) owns(local netip.AddrPort) (owns, exactly bool) {
-	ip := local.Addr()
-	switch {
-	case local.Port() != w.port:
-		return false, false
-	case w.ip.IsValid() && w.ip.IsUnspecified(): // ::ffff:0.0.0.0
-		return ip.Is4(), false
-	case w.ip.IsValid():
-		return w.ip == ip, true
-	default:
-		return !w.only6 || !ip.Is4(), false
-	}
 }
 
 // count takes the figures of the ledger, and adds those of ledgers that were lost.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -221,11 +222,32 @@ func (f *children) unwatch() {
 	}
 }
 
+// reapPause is how long a dead orphan may wait for others.
+const reapPause = 10 * time.Millisecond
+
+// rest waits, and says whether it could until the end.
+func rest(d time.Duration, stop <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-stop:
+		return false
+	}
+}
+
 func (f *children) run(signals <-chan os.Signal, stop <-chan struct{}) {
 	for {
 		f.reapOrphans()
 		select {
 		case <-signals:
+			// Those that end in quick succession are reaped together: a program that does nothing but fork
+			// costs us a few looks.
+			if !rest(reapPause, stop) {
+				f.reapOrphans()
+				return
+			}
 		case <-f.again:
 		case <-stop:
 			return

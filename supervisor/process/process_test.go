@@ -59,6 +59,8 @@ func helper(mode string) int {
 		}
 	case "init":
 		return helperInit()
+	case "tasks":
+		return helperTasks(os.Args[1:])
 	case "count":
 		return count(os.Args[1])
 	}

@@ -32,11 +32,21 @@ const (
 	killRounds = 100
 )
 
+// dyingRounds is how often scanTwice looks at most. A dead orphan may be there for longer than that takes:
+// until a main process is reaped that stands before it.
+const dyingRounds = 20
+
 // scan returns the living processes, parents before children.
 func (t *Tree) scan() ([]member, error) {
+	members, _, err := t.look()
+	return members, err
+}
+
+// look is scan that says, too, whether dead orphans were seen: what they may have made last was maybe not.
+func (t *Tree) look() (members []member, dying bool, err error) {
 	pids, err := ownChildren()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	t.mu.Lock()
 	known := t.known
@@ -71,25 +81,37 @@ func (t *Tree) scan() ([]member, error) {
 		if !m.dead {
 			out = append(out, m)
 			now[m.pid] = m.start
+		} else if _, main := family.main(m.pid); !main {
+			dying = true
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	t.mu.Lock()
 	t.known = now
 	t.mu.Unlock()
-	return out, nil
+	return out, dying, nil
 }
 
 // scanTwice is scan for the one who wants to know that nobody is left: a process may move
-// in the lists of the kernel while they are being read.
+// in the lists of the kernel while they are being read. While somebody is dying it looks again: one that
+// forks and ends, again and again, is seen dead more often than alive.
 func (t *Tree) scanTwice() ([]member, error) {
-	members, err := t.scan()
-	if err == nil && len(members) == 0 {
-		members, err = t.scan()
+	quiet := 0
+	for range dyingRounds {
+		members, dying, err := t.look()
+		if err != nil || len(members) > 0 {
+			return members, err
+		}
+		if quiet++; dying {
+			quiet = 0
+		}
+		if quiet == 2 {
+			break
+		}
 	}
-	return members, err
+	return nil, nil
 }
 
 // owns reports whether a child of ours is of this tree.

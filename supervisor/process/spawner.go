@@ -27,7 +27,8 @@ type Spawner struct {
 	limit    nofile.Limit // immutable, as is
 	known    bool         // limit is known, and differs from ours
 	timeout  time.Duration
-	noClone3 atomic.Bool // the kernel or a seccomp filter refuses clone3
+	noClone3 atomic.Bool   // the kernel or a seccomp filter refuses clone3
+	starts   chan struct{} // holds one for each start that is under way and not slow
 
 	leftovers []Leftover // immutable
 
@@ -96,7 +97,7 @@ func NewSpawner(name string) (*Spawner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare to start processes: open /dev/null: %w", err)
 	}
-	s := &Spawner{null: null, ignored: ignored, timeout: execTimeout, busy: map[*child]bool{}}
+	s := &Spawner{null: null, ignored: ignored, timeout: execTimeout, busy: map[*child]bool{}, starts: make(chan struct{}, maxStarts)}
 	if s.limit, s.known = nofile.AtStart(); s.known {
 		var now unix.Rlimit
 		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &now); err == nil && now.Cur == s.limit.Soft {

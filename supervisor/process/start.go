@@ -64,6 +64,7 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 		return nil, err
 	}
 	wanted := spec.descriptors()
+	defer s.enterStart()()
 
 	// syscall.ForkLock is not needed: it guards descriptors that are not yet
 	// close-on-exec, and this child closes all that it was not given.

@@ -33,12 +33,15 @@ type Ledger struct {
 	accounts map[Key]*account
 	count    [kinds]int // accounts of each kind
 	round    uint32     // of Read
+	// refused tells why the kernel did not take what some accounts ignore.
+	refused map[Key]error
 }
 
 // Account is an account that is to be kept.
 type Account struct {
 	Key
 	// Ignored are the peers whose packets do not touch the clock; the counters count them. It needs Linux 5.6.
+	// Where the kernel does not take them all, none are ignored; see Ledger.Refused.
 	Ignored []Range
 }
 
@@ -63,15 +66,23 @@ const (
 func Open(name string, accounts []Account, track bool) (*Ledger, error) {
 	l := &Ledger{reader: netlink.New(unix.NETLINK_NETFILTER), accounts: make(map[Key]*account, len(accounts))}
 	var add elements
+	var ignoring []Key
 	room := make([]account, len(accounts))
 	for i, a := range accounts {
-		if _, twice := l.accounts[a.Key]; !twice {
-			l.enter(a, &room[i], &add)
+		if _, twice := l.accounts[a.Key]; twice {
+			continue
+		}
+		l.enter(a, &room[i], &add)
+		if len(a.Ignored) > 0 {
+			ignoring = append(ignoring, a.Key)
 		}
 	}
 	var err error
 	if l.table, err = createTable(l.reader, name, track); err == nil {
 		err = l.table.add(&add)
+	}
+	if err == nil {
+		err = l.ignore(ignoring)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create nftables table: %w", err), l.Close())
@@ -79,13 +90,56 @@ func Open(name string, accounts []Account, track bool) (*Ledger, error) {
 	return l, nil
 }
 
-// enter notes a new account and its elements.
+// enter notes a new account and its elements, but for what it ignores.
 func (l *Ledger) enter(a Account, to *account, add *elements) {
 	to.ignored = normalize(a.Ignored)
 	l.accounts[a.Key] = to
 	l.count[a.kind()]++
 	add.keys[a.kind()] = append(add.keys[a.kind()], a.Key)
-	add.ignore(a.Key, to.ignored)
+}
+
+// ignore adds what accounts ignore. Where the kernel refuses that of one, it ignores nobody; the others are none
+// the worse for it.
+func (l *Ledger) ignore(keys []Key) error {
+	var add elements
+	for _, key := range keys {
+		add.ignore(key, l.accounts[key].ignored)
+	}
+	err := l.table.add(&add)
+	if err == nil || !isRefusal(err) {
+		return err
+	}
+	if len(keys) == 1 {
+		l.accounts[keys[0]].ignored = nil
+		if l.refused == nil {
+			l.refused = make(map[Key]error)
+		}
+		l.refused[keys[0]] = err
+		return nil
+	}
+	for some := range slices.Chunk(keys, (len(keys)+1)/2) {
+		if err := l.ignore(some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isRefusal says whether an error is the kernel's word on elements or sets, and the table is as it was before.
+func isRefusal(err error) bool {
+	var why unix.Errno
+	if !errors.As(err, &why) || errors.Is(err, errBroken) {
+		return false
+	}
+	return why != unix.ENOENT && why != unix.EPERM && why != unix.ENOBUFS
+}
+
+// Refused says why some accounts ignore nobody though they should; nil where none does.
+func (l *Ledger) Refused() error {
+	for key, err := range l.refused {
+		return fmt.Errorf("%d accounts ignore nobody, such as that of port %d: %w", len(l.refused), key.Port, err)
+	}
+	return nil
 }
 
 // Put adds an account, or changes what it ignores. The figures of all accounts that are there
@@ -97,16 +151,19 @@ func (l *Ledger) Put(a Account) error {
 		l.enter(a, &account{}, &add)
 	} else {
 		ignored := normalize(a.Ignored)
-		if slices.Equal(there.ignored, ignored) {
+		if slices.Equal(there.ignored, ignored) && l.refused[a.Key] == nil {
 			return nil
 		}
 		remove.ignore(a.Key, there.ignored)
-		add.ignore(a.Key, ignored)
 		there.ignored = ignored
+		delete(l.refused, a.Key)
 	}
 	err := l.table.remove(&remove)
 	if err == nil {
 		err = l.table.add(&add)
+	}
+	if err == nil {
+		err = l.ignore([]Key{a.Key})
 	}
 	if err != nil {
 		return fmt.Errorf("add account of %+v to nftables table: %w", a.Key, lost(err))
@@ -121,6 +178,7 @@ func (l *Ledger) Remove(key Key) error {
 		return nil
 	}
 	delete(l.accounts, key)
+	delete(l.refused, key)
 	l.count[key.kind()]--
 	var remove elements
 	remove.keys[key.kind()] = []Key{key}

@@ -44,6 +44,7 @@ func (s State) String() string {
 type Inet struct {
 	State       State
 	Local, Peer netip.AddrPort // IPv4 shown as such, also on a dual-stack socket; no zone
+	Device      uint32         // index of the one that it, or its listener, is bound to; 0: none
 	Inode       uint32         // 0: no process holds it (not accepted yet, or closed by its process)
 	Cookie      uint64         // identity, never used twice
 	ReceiveQ    uint32         // bytes to be read; for UDP the memory used, so only zero or not; TCP listener: queued connections
@@ -72,6 +73,7 @@ func (s *Inet) Decode(body []byte) error {
 		State:    State(body[1]),
 		Local:    addrPort(body[0], body[8:24], body[4:6]),
 		Peer:     addrPort(body[0], body[24:40], body[6:8]),
+		Device:   binary.NativeEndian.Uint32(body[40:]),
 		Cookie:   binary.NativeEndian.Uint64(body[44:]),
 		ReceiveQ: binary.NativeEndian.Uint32(body[56:]),
 		Inode:    binary.NativeEndian.Uint32(body[68:]),
