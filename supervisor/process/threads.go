@@ -24,9 +24,8 @@ const (
 	spareThreads = 24
 	// Spare threads take no more than this part of what a limit leaves free.
 	threadFraction = 4
-	// So many starts are under way at a time, without those that have taken longer than
-	// slowStart: one on a file system that hangs holds up others for that time only.
-	// A start takes about a millisecond.
+	// So many starts are under way at a time; more wait for slowStart at most, as those before
+	// them may be on a file system that hangs. A start takes about a millisecond.
 	maxStarts = 8
 	slowStart = 100 * time.Millisecond
 )
@@ -211,14 +210,21 @@ func wholeMachine(uidMap []byte) bool {
 	return slices.Equal(strings.Fields(string(uidMap)), []string{"0", "0", "4294967295"})
 }
 
-// enterStart waits until one of few starts may be under way, and returns what ends it.
-// The turn is given on when the start takes long, so none waits for ever.
+// enterStart waits until few starts are under way, and returns what ends this one. It does not wait long: those
+// that are under way may hang.
 func (s *Spawner) enterStart() (leave func()) {
-	s.starts <- struct{}{}
-	giveOn := sync.OnceFunc(func() { <-s.starts })
-	slow := time.AfterFunc(slowStart, giveOn) //nolint:forbidigo // our goroutine is in the kernel meanwhile
-	return func() {
-		slow.Stop()
-		giveOn()
+	free := func() { <-s.starts }
+	select {
+	case s.starts <- struct{}{}:
+		return free
+	default:
+	}
+	timer := time.NewTimer(slowStart)
+	defer timer.Stop()
+	select {
+	case s.starts <- struct{}{}:
+		return free
+	case <-timer.C:
+		return func() {}
 	}
 }
