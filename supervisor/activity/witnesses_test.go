@@ -135,7 +135,8 @@ func closeOwner(tb testing.TB, table string) {
 	for _, e := range entries {
 		fd, _ := strconv.Atoi(e.Name())
 		name, err := unix.Getsockname(fd)
-		if nl, ok := name.(*unix.SockaddrNetlink); err == nil && ok && nl.Pid == port {
+		protocol, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL) // each has port numbers of its own
+		if nl, ok := name.(*unix.SockaddrNetlink); err == nil && ok && protocol == unix.NETLINK_NETFILTER && nl.Pid == port {
 			null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				tb.Fatal(err)
