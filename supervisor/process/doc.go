@@ -4,7 +4,7 @@
 // ([Spawner.Start]), the handle on it ([Process]) and on all that comes of it ([Tree]). It
 // knows cgroups and descriptors, never sockets, services or policy. It starts no goroutine,
 // except one that reaps orphans where they come to this program: without cgroups, and as
-// process 1.
+// process 1. (Those of [SpareThreads] end at once.)
 //
 // A program is started by a vfork of our own (vfork.go) and not by os/exec, for
 // two reasons. A process started by socket activation must find its own pid in its
