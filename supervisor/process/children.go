@@ -209,7 +209,6 @@ func (f *children) unwatch() {
 	f.watchers--
 	last := f.watchers == 0
 	if last {
-		signal.Stop(f.signals)
 		close(f.stop)
 		if f.unset {
 			_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) // was possible to set
@@ -223,7 +222,7 @@ func (f *children) unwatch() {
 }
 
 // reapPause is how long a dead orphan may wait for others.
-const reapPause = 10 * time.Millisecond
+const reapPause = 50 * time.Millisecond
 
 // rest waits, and says whether it could until the end.
 func rest(d time.Duration, stop <-chan struct{}) bool {
@@ -237,17 +236,20 @@ func rest(d time.Duration, stop <-chan struct{}) bool {
 	}
 }
 
-func (f *children) run(signals <-chan os.Signal, stop <-chan struct{}) {
+func (f *children) run(signals chan os.Signal, stop <-chan struct{}) {
+	defer signal.Stop(signals)
 	for {
 		f.reapOrphans()
 		select {
 		case <-signals:
-			// Those that end in quick succession are reaped together: a program that does nothing but fork
-			// costs us a few looks.
+			// Those that end in quick succession are reaped together, and meanwhile the kernel is not to tell
+			// of each: a program that does nothing but fork would keep us busy with its signals alone.
+			signal.Stop(signals)
 			if !rest(reapPause, stop) {
 				f.reapOrphans()
 				return
 			}
+			signal.Notify(signals, unix.SIGCHLD) // before the next look, so that nobody is missed
 		case <-f.again:
 		case <-stop:
 			return
