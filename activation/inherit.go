@@ -99,7 +99,7 @@ func inspect(f *os.File) (inherited, error) {
 	if err := errors.Join(err, dupErr); err != nil {
 		return inherited{}, err
 	}
-	if err := in.ask(); err != nil {
+	if err := errors.Join(unix.SetNonblock(in.fd, true), in.ask()); err != nil {
 		return inherited{}, errors.Join(err, unix.Close(in.fd))
 	}
 	return in, nil
@@ -109,7 +109,7 @@ func inspect(f *os.File) (inherited, error) {
 // says is believed.
 func (in *inherited) ask() error {
 	var st unix.Stat_t
-	if err := errors.Join(unix.SetNonblock(in.fd, true), unix.Fstat(in.fd, &st)); err != nil {
+	if err := unix.Fstat(in.fd, &st); err != nil {
 		return err
 	}
 	in.inode = st.Ino

@@ -49,6 +49,9 @@ type Options struct {
 	TTL           int  // IPTTL=
 
 	PassCredentials bool // PassCredentials=; Unix only
+	// PacketInfo has the kernel note where each datagram went to (IP_PKTINFO), as it does for later
+	// readers only where somebody asks before the datagram comes. For programs that will ask; UDP only.
+	PacketInfo bool
 
 	// Access says who may use a TCP or UDP socket; nil: everybody. It is shared, and not changed.
 	Access *Access
@@ -78,6 +81,7 @@ func (s *Socket) setBeforeBind(domain int) error {
 		if err := s.setDevice(); err != nil {
 			return err
 		}
+		s.keepPacketInfo(domain == unix.AF_INET6)
 		if o.ReusePort {
 			s.try("SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
 		}
@@ -195,6 +199,17 @@ func (s *Socket) setIP(domain int) {
 		if domain == unix.AF_INET6 {
 			s.try("IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, o.TTL)
 		}
+	}
+}
+
+// keepPacketInfo sets what PacketInfo asks for.
+func (s *Socket) keepPacketInfo(v6 bool) {
+	if s.addr.Network != UDP || !s.spec.Options.PacketInfo {
+		return
+	}
+	s.try("IP_PKTINFO", unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+	if v6 {
+		s.try("IPV6_RECVPKTINFO", unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 	}
 }
 

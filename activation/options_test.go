@@ -49,6 +49,8 @@ func optionTests() map[string]struct {
 		"TTL IPv4":            {"tcp://:0", Options{TTL: 5}, unix.IPPROTO_IP, unix.IP_TTL, 5},
 		"TTL IPv6":            {"tcp://:0", Options{TTL: 5}, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 5},
 		"PassCredentials":     {"unixgram:@hg-passcred", Options{PassCredentials: true}, unix.SOL_SOCKET, unix.SO_PASSCRED, 1},
+		"PacketInfo IPv4":     {"udp://127.0.0.1:0", Options{PacketInfo: true}, unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
+		"PacketInfo IPv6":     {"udp://[::1]:0", Options{PacketInfo: true}, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 		"PipeSize":            {"", Options{PipeSize: 1 << 17}, 0, 0, 1 << 17},
 	}
 }

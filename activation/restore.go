@@ -62,6 +62,7 @@ func (s *Socket) restoreRest() (repaired string, err error) {
 		if changed {
 			repaired = "a process had connected it"
 		}
+		s.keepPacketInfo(s.v6)
 	case Unix, Unixpacket:
 		if err := s.restoreBacklog(); err != nil {
 			return "", err

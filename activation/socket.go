@@ -34,6 +34,7 @@ type Socket struct {
 	filtered  bool      // has a filter that is to stay
 	v6        bool      // an IP socket of that version
 	sound     settings  // what Restore sets back
+	own       []int32   // the options that Imitate copies, as they were before it did; nil: it never did
 	found     *fileLook // of the path of an inherited socket; nil: as Options say
 	warnings  []error
 
@@ -193,6 +194,18 @@ func (s *Socket) listen() error {
 		return nil
 	}
 	if err := unix.Listen(s.fd, s.backlog()); err != nil {
+		return s.failure("listen on", err)
+	}
+	return nil
+}
+
+// Listen calls listen(2) with a backlog, for a program that shares the socket, or with the socket's own, which is
+// longer. The error is a *SocketError.
+func (s *Socket) Listen(backlog int) error {
+	if !s.inherited || s.spec.Options.Backlog > 0 {
+		backlog = max(backlog, s.backlog())
+	}
+	if err := unix.Listen(s.fd, backlog); err != nil {
 		return s.failure("listen on", err)
 	}
 	return nil

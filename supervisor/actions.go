@@ -28,7 +28,9 @@ func (s *Supervisor) do(u *unit, a action) {
 	case disarm:
 		s.disarm(u)
 	case launch:
-		s.launch(u, a.queue)
+		s.launch(u, a)
+	case forget:
+		s.forget(u)
 	case serve:
 		s.serve(u, a)
 	case refuse:
@@ -72,7 +74,7 @@ func (s *Supervisor) arm(u *unit) {
 }
 
 func (s *Supervisor) armPort(u *unit, i int) {
-	p := &u.ports[i]
+	p := u.ports[i]
 	p.gen++
 	p.armed = true
 	arm := s.watcher.Arm
@@ -87,7 +89,7 @@ func (s *Supervisor) armPort(u *unit, i int) {
 
 func (s *Supervisor) disarm(u *unit) {
 	for i := range u.ports {
-		if p := &u.ports[i]; p.armed {
+		if p := u.ports[i]; p.armed {
 			p.armed = false
 			if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
 				s.log.Error("socket still watched", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.Any("err", err))
@@ -168,33 +170,52 @@ func (s *Supervisor) room(want int) (int, error) {
 	return want, nil
 }
 
-func (s *Supervisor) launch(u *unit, queue bool) {
+func (s *Supervisor) launch(u *unit, a launch) {
 	u.run++
-	u.queue = queue
+	u.queue = a.queue
+	u.beginRun()
 	s.plant(u)
+	u.park = a.hold
 	if _, err := s.room(1); err != nil {
 		s.post(func(now time.Time) { s.notLaunched(now, u, err, true) })
 		return
 	}
 	s.starting++
+	all := u.ports
+	notify, err := s.beginNotify(u)
+	if err != nil {
+		s.starting--
+		s.post(func(now time.Time) { s.notLaunched(now, u, err, lacksResources(err)) })
+		return
+	}
+	u.parking = a.hold
 	var p Process
-	var err error
 	s.goDo(func() message {
 		var ids []uint64
-		if queue {
-			if ids = s.queued(u); len(ids) == 0 && s.waits(u) {
+		var why error
+		if a.hold {
+			why = s.stow(u, all)
+		}
+		if a.queue {
+			if ids = s.queued(u.spec.Name, all); len(ids) == 0 && all.waits() {
 				ids = []uint64{unidentified}
 			}
 		}
-		p, err = s.launcher.Launch(u.spec, u.tree, u.sockets())
+		p, err = s.launcher.Launch(u.spec, u.tree, all.sockets(), notify)
 		return func(now time.Time) {
 			s.starting--
+			if a.hold {
+				s.parkDone(u, why)
+			}
 			if err != nil {
+				s.endNotify(u)
 				s.notLaunched(now, u, err, lacksResources(err))
 				return
 			}
 			s.adopt(u, p, source{})
 			s.step(now, u, launched{ids})
+			s.attach(u, p)
+			s.tellReadiness(now, u)
 		}
 	}, func() { abandon(p) })
 }
@@ -215,7 +236,7 @@ func (s *Supervisor) notLaunched(now time.Time, u *unit, err error, pause bool) 
 }
 
 func (s *Supervisor) serve(u *unit, a serve) {
-	p := &u.ports[a.socket]
+	p := u.ports[a.socket]
 	s.plant(u)
 	room, err := s.room(a.room)
 	if err != nil && a.room > 0 {
@@ -288,14 +309,15 @@ func (s *Supervisor) adopt(u *unit, p Process, who source) {
 
 // target is a unit that is looked at, as it was when the look was wanted.
 type target struct {
-	unit *unit
-	run  uint64
-	tree Tree // nil: nothing was ever started
-	live bool
+	unit  *unit
+	ports ports
+	run   uint64
+	tree  Tree // nil: nothing was ever started
+	live  bool
 }
 
 func (u *unit) target() target {
-	return target{unit: u, run: u.run, tree: u.tree, live: len(u.procs) > 0 || u.end != nil}
+	return target{unit: u, ports: u.ports, run: u.run, tree: u.tree, live: len(u.procs) > 0 || u.end != nil}
 }
 
 // look asks the kernel about all sockets of the targets in one pass. It runs
@@ -303,12 +325,12 @@ func (u *unit) target() target {
 func (s *Supervisor) look(ctx context.Context, targets ...target) [][]activity.Summary {
 	var keys []uint32
 	for _, t := range targets {
-		keys = append(keys, t.unit.keys()...)
+		keys = append(keys, t.ports.keys()...)
 	}
 	sums := s.looker.Look(ctx, time.Now(), keys)
 	answers := make([][]activity.Summary, len(targets))
 	for i, t := range targets {
-		n := len(t.unit.ports)
+		n := len(t.ports)
 		answers[i], sums = sums[:n], sums[n:]
 		for j := range answers[i] {
 			s.lookIntoProcesses(ctx, t, j, &answers[i][j])
@@ -321,7 +343,7 @@ func (s *Supervisor) look(ctx context.Context, targets ...target) [][]activity.S
 // that sock_diag does not show, as their clients are in another network namespace
 // (containers), and whether anything was read from a FIFO.
 func (s *Supervisor) lookIntoProcesses(ctx context.Context, t target, socket int, sum *activity.Summary) {
-	p := &t.unit.ports[socket]
+	p := t.ports[socket]
 	network := p.sock.Spec().Address.Network
 	needed := network == activation.FIFO || network.Unix() && network.Connections()
 	if !sum.Known || !t.live || !needed {
@@ -379,7 +401,7 @@ func (s *Supervisor) report(u *unit, a report) {
 	if a.to == Backoff || a.to == Failed {
 		level = slog.LevelWarn
 		switch a.reason { //nolint:exhaustive // with the others nothing is wrong with the service
-		case ReasonFailed, ReasonStartFailed, ReasonNothingRead:
+		case ReasonFailed, ReasonStartFailed, ReasonNothingRead, ReasonNotReady:
 			u.fails++
 		case ReasonRate:
 			u.refused.Pauses++

@@ -10,7 +10,7 @@
 //
 // A policy: solo.go with soloask.go and soloend.go, perconn.go, and what both have in machine.go; idleness.go, stuck.go and sources.go
 // judge. Its actions: actions.go (sockets, starts, looks), stop.go, refuse.go, screen.go, open.go. What comes
-// back: supervisor.go, notice.go, reap.go, timers.go. What users ask: request.go.
+// back: supervisor.go, notice.go, reap.go, timers.go, adopting.go, notifying.go. What is learned of a program, and kept: learned.go. What users ask: request.go.
 //
 //	goroutine                how many                      owns
 //	Supervisor.Run           1                             every unit, the deadlines, the Watcher's Wait
@@ -19,18 +19,21 @@
 //	confirm, drain, freeze   at most 1 for each service    parking, one freeze, one look
 //	stop command             at most 1 for each service    its process
 //	screen                   at most 1 for each socket     one look at a queue
+//	adopt.Session            1 for each adopting process   its questions, from the start to the end of the last descendant
 //	callers                  any                           nothing: they send a request and get copies
 //
 // The states of a service with one process, and what leads from one to the
 // next; a test reads this table and compares it with what the policy does:
 //
-//	listening  -> starting    requested, traffic
+//	listening  -> starting    addresses not known, requested, traffic
 //	listening  -> backoff     address not to be had, rate limit, socket is shut down
 //	listening  -> failed      socket is shut down
 //	listening  -> stopped     supervisor stops
-//	starting   -> running     launched
-//	starting   -> backoff     out of resources, start failed
-//	starting   -> failed      start failed
+//	starting   -> running     launched, ready
+//	starting   -> stopping    failed, not ready, requested, supervisor stops
+//	starting   -> killing     supervisor stops
+//	starting   -> backoff     failed, not ready, out of resources, start failed
+//	starting   -> failed      failed, not ready, start failed
 //	running    -> listening   exited
 //	running    -> confirming  idle
 //	running    -> frozen      requested
@@ -53,16 +56,16 @@
 //	frozen     -> failed      failed, took no traffic
 //	stopping   -> listening   stopped
 //	stopping   -> killing     stop timed out, supervisor stops
-//	stopping   -> backoff     failed, took no traffic
-//	stopping   -> failed      failed, took no traffic
+//	stopping   -> backoff     failed, not ready, took no traffic
+//	stopping   -> failed      failed, not ready, took no traffic
 //	killing    -> listening   stopped
-//	killing    -> backoff     failed, took no traffic
-//	killing    -> failed      failed, took no traffic
+//	killing    -> backoff     failed, not ready, took no traffic
+//	killing    -> failed      failed, not ready, took no traffic
 //	backoff    -> listening   address is there, backoff over, reset
-//	backoff    -> starting    requested
+//	backoff    -> starting    addresses not known, requested
 //	backoff    -> stopped     supervisor stops
 //	failed     -> listening   backoff over, reset
-//	failed     -> starting    requested
+//	failed     -> starting    addresses not known, requested
 //	failed     -> stopped     supervisor stops
 //
 // With accept = true, "running" means that connections are served, and
@@ -99,6 +102,6 @@
 // processes is left when the next one is (but with stop.kill_mode = "process"); sockets are armed
 // only in listening and frozen, with accept = true in running, and in failed where clients are refused; a service is
 // stopped for idleness only after a look in which every socket was known and quiet while all its processes
-// were frozen; new connections are parked only in confirming, stopping and killing; a listening socket is
+// were frozen; new connections are parked only in confirming, stopping and killing, and with ready.hold in starting; a listening socket is
 // closed only when the supervisor ends.
 package supervisor

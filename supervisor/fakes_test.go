@@ -183,7 +183,7 @@ func (l *fakeLauncher) Run(_ *Service, _ Tree, argv, _ []string) error {
 	return nil
 }
 
-func (l *fakeLauncher) Launch(_ *Service, tree Tree, _ []*activation.Socket) (Process, error) {
+func (l *fakeLauncher) Launch(_ *Service, tree Tree, _ []*activation.Socket, _ string) (Process, error) {
 	time.Sleep(time.Millisecond)
 	l.mu.Lock()
 	hang := l.hang
@@ -228,6 +228,7 @@ func (l *fakeLooker) Look(_ context.Context, _ time.Time, keys []uint32) []activ
 	return slices.Repeat([]activity.Summary{l.sum}, len(keys))
 }
 func (l *fakeLooker) Add(activity.Socket) {}
+func (l *fakeLooker) Remove(uint32)       {}
 func (l *fakeLooker) Queued(context.Context, []uint32) ([]uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -343,8 +344,9 @@ type fakeProcess struct {
 	signals  []syscall.Signal
 }
 
-func (p *fakeProcess) PID() int   { return p.pid }
-func (p *fakeProcess) PIDFD() int { return 10000 + p.pid }
+func (p *fakeProcess) TakeListener() int { return -1 }
+func (p *fakeProcess) PID() int          { return p.pid }
+func (p *fakeProcess) PIDFD() int        { return 10000 + p.pid }
 func (p *fakeProcess) Signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

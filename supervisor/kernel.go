@@ -29,6 +29,7 @@ type Watcher interface {
 // Looker tells what the kernel knows about the traffic of sockets.
 type Looker interface {
 	Add(sock activity.Socket)
+	Remove(key uint32)
 	Look(ctx context.Context, now time.Time, keys []uint32) []activity.Summary
 	Held(ctx context.Context, key uint32, roots []int) (int, error)
 	Read(ctx context.Context, roots []int) (uint64, error)
@@ -46,8 +47,9 @@ type Launcher interface {
 	Tree(svc *Service) Tree
 	// Tracking says in words how descendants are found.
 	Tracking() string
-	// Launch starts the one process of a service, which gets all sockets.
-	Launch(svc *Service, tree Tree, sockets []*activation.Socket) (Process, error)
+	// Launch starts the one process of a service, which gets all sockets. notify is what NOTIFY_SOCKET says; empty:
+	// nothing.
+	Launch(svc *Service, tree Tree, sockets []*activation.Socket, notify string) (Process, error)
 	// Serve accepts what waits on a socket and starts a process for each connection.
 	Serve(svc *Service, tree Tree, socket *activation.Socket, order serveOrder) (batch, error)
 	// Run runs a command of the service to its end, at most for its stop.timeout.
@@ -86,6 +88,7 @@ type Process interface {
 	PIDFD() int // readable once it has ended; borrowed
 	Signal(sig syscall.Signal) error
 	KillGroup() error
+	TakeListener() int // where the kernel asks what it may bind; the caller's to close; -1: nowhere
 	Reap() (process.ExitStatus, error)
 }
 

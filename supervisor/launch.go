@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hibergate/activation"
+	"hibergate/activation/adopt"
 	"hibergate/supervisor/process"
 )
 
@@ -42,7 +43,11 @@ func (l *execLauncher) Tree(svc *Service) Tree { return l.spawner.NewTree(svc.Na
 func (l *execLauncher) Tracking() string { return l.spawner.Tracking() }
 
 // Launch implements Launcher.
-func (l *execLauncher) Launch(svc *Service, tree Tree, sockets []*activation.Socket) (Process, error) {
+func (l *execLauncher) Launch(svc *Service, tree Tree, sockets []*activation.Socket, notify string) (Process, error) {
+	if svc.Handoff == Adopt {
+		// What waits is for the program to take from the socket that it binds.
+		return l.start(svc, tree, svc.Exec.Command, withNotify(activation.Handoff{First: 3}, notify), adopt.Filter(bindsPaths(svc)))
+	}
 	for _, s := range sockets {
 		// The flag is in the open file description, so the last process may have set it.
 		if err := unix.SetNonblock(s.FD(), false); err != nil {
@@ -53,7 +58,21 @@ func (l *execLauncher) Launch(svc *Service, tree Tree, sockets []*activation.Soc
 	if svc.Handoff == Stdio {
 		h = activation.StdioSocket(sockets[0])
 	}
-	return l.start(svc, tree, svc.Exec.Command, h)
+	return l.start(svc, tree, svc.Exec.Command, withNotify(h, notify), nil)
+}
+
+// withNotify adds the variable of sd_notify(3).
+func withNotify(h activation.Handoff, notify string) activation.Handoff {
+	if notify != "" {
+		h.Env = append(h.Env, "NOTIFY_SOCKET="+notify)
+	}
+	return h
+}
+
+// bindsPaths says whether a service has Unix sockets, or may turn out to.
+func bindsPaths(svc *Service) bool {
+	return slices.ContainsFunc(svc.Sockets, func(s activation.Spec) bool { return s.Address.Network.Unix() }) ||
+		slices.ContainsFunc(svc.Learn, func(l Learn) bool { return l.Pattern == adopt.Auto })
 }
 
 // batchSize is how many connections one Serve takes at most: enough to share the cost of
@@ -129,12 +148,12 @@ func (l *execLauncher) startConnection(svc *Service, tree Tree, c *connection) (
 	if svc.Exec.UCSPIEnv {
 		h.Env = append(h.Env, activation.UCSPI(c.peer, svc.Sockets[0].Address.Network)...)
 	}
-	return l.start(svc, tree, svc.Exec.Command, h)
+	return l.start(svc, tree, svc.Exec.Command, h, nil)
 }
 
 // Run implements Launcher.
 func (l *execLauncher) Run(svc *Service, tree Tree, argv, env []string) error {
-	p, err := l.start(svc, tree, argv, activation.Handoff{First: 3, Env: env})
+	p, err := l.start(svc, tree, argv, activation.Handoff{First: 3, Env: env}, nil)
 	if err != nil {
 		return err
 	}
@@ -177,7 +196,7 @@ func waitReadable(fd int, limit time.Duration) bool {
 	}
 }
 
-func (l *execLauncher) start(svc *Service, tree Tree, argv []string, h activation.Handoff) (Process, error) {
+func (l *execLauncher) start(svc *Service, tree Tree, argv []string, h activation.Handoff, filter []unix.SockFilter) (Process, error) {
 	id, err := svc.Exec.Resolve()
 	if err != nil {
 		return nil, err
@@ -194,7 +213,7 @@ func (l *execLauncher) start(svc *Service, tree Tree, argv []string, h activatio
 	}
 	p, err := l.spawner.Start(&process.Spec{
 		Exec: x, Identity: id, Env: env, PIDEnv: h.PIDEnv, Tree: tree.(*process.Tree),
-		FDs: h.FDs, First: h.First, Stdout: l.stdout, Stderr: l.stderr,
+		Filter: filter, FDs: h.FDs, First: h.First, Stdout: l.stdout, Stderr: l.stderr,
 	})
 	if err != nil {
 		return nil, err // not a nil *process.Process in an interface

@@ -35,9 +35,17 @@ type (
 	socketReady struct{ socket int }
 	// socketBroken: a socket was shut down and cannot be made to listen again.
 	socketBroken struct{ err error }
+	// addresses says whether it is known where the program listens (Service.Learn). Only a run can tell.
+	addresses struct{ known bool }
 	// launched: the process of this run was executed. queued are the identities of
 	// what waited on the sockets before, where launch asked for them.
 	launched struct{ queued []uint64 }
+	// readiness: what the process still lacks to be ready, in words; empty: nothing. spare: it lacks only
+	// sockets that an earlier run had and that it can do without.
+	readiness struct {
+		lacks string
+		spare bool
+	}
 	// launchFailed: there is no process. pause: for want of resources, which is not the service's fault.
 	launchFailed struct {
 		err   error
@@ -99,7 +107,9 @@ func (openFailed) event()        {}
 func (addressAppeared) event()   {}
 func (socketReady) event()       {}
 func (socketBroken) event()      {}
+func (addresses) event()         {}
 func (launched) event()          {}
+func (readiness) event()         {}
 func (launchFailed) event()      {}
 func (served) event()            {}
 func (exited) event()            {}
@@ -137,8 +147,11 @@ type (
 	armOne struct{ socket int }
 	// disarm all sockets.
 	disarm struct{}
-	// launch the process; launched or launchFailed follows.
-	launch struct{ queue bool }
+	// launch the process; launched or launchFailed follows. With hold new connections are parked, and so are those that
+	// wait.
+	launch struct{ queue, hold bool }
+	// forget the sockets of earlier runs that this one does not have.
+	forget struct{}
 	// serve accepts what waits on a socket and starts a process for each, at most room; served
 	// follows. With refuse what waits above that is accepted and closed.
 	serve struct {
@@ -194,6 +207,7 @@ func (arm) action()       {}
 func (armOne) action()    {}
 func (disarm) action()    {}
 func (launch) action()    {}
+func (forget) action()    {}
 func (serve) action()     {}
 func (refuse) action()    {}
 func (drop) action()      {}

@@ -39,7 +39,7 @@ type world struct {
 }
 
 // setting chooses among the services that a world can have.
-type setting uint8
+type setting uint16
 
 const (
 	settingAccept   setting = 1 << iota
@@ -49,6 +49,8 @@ const (
 	settingReject           // on_failure
 	settingUnopened         // the address is not there at the start
 	settingLimits           // rates and a limit of connections
+	settingReady            // it is not ready at once, and clients are held until it is
+	settingLearn            // the same, and nobody knows where it listens
 	settingLinger           // final_signal is not SIGKILL
 )
 
@@ -79,6 +81,9 @@ func newWorld(tb testing.TB, set setting) *world {
 			svc.Limits = Limits{AcceptRate: Rate{2, 3 * time.Second}, MaxConnections: 2, Overflow: OverflowQueue}
 		}
 	}
+	if set&(settingReady|settingLearn) != 0 && !svc.Accept {
+		svc.Ready = Ready{Type: ReadyNotify, Hold: true}
+	}
 	if set&settingLinger != 0 {
 		svc.Stop.FinalSignal = syscall.SIGQUIT
 	}
@@ -90,6 +95,9 @@ func newWorld(tb testing.TB, set setting) *world {
 	}
 	if set&settingUnopened != 0 {
 		w.tell(openFailed{errors.New("no such address")})
+	}
+	if set&settingLearn != 0 && !svc.Accept {
+		w.tell(addresses{})
 	}
 	return w
 }
@@ -138,6 +146,7 @@ func (w *world) do(a action) {
 		if w.parked {
 			w.fatalf("a start while new connections are parked")
 		}
+		w.parked = a.hold
 		w.pending = append(w.pending, launched{})
 	case serve:
 		if a.room == 0 && !a.refuse {
@@ -169,7 +178,7 @@ func (w *world) do(a action) {
 		w.pending = append(w.pending, commandEnded{})
 	case thaw:
 		w.frozen = false
-	case signal, drop, limited, report:
+	case signal, forget, drop, limited, report:
 	}
 }
 
@@ -219,6 +228,9 @@ func (w *world) check() {
 			w.fatalf("running without a deadline")
 		}
 	case Starting:
+		if l.deadline.IsZero() && (m.awaiting || !has[launched](w)) && w.live > 0 {
+			w.fatalf("starting without a deadline")
+		}
 	}
 	if (w.armed[0] || w.armed[1]) && !mayArm {
 		w.fatalf("armed in %s", l.state)
@@ -229,7 +241,7 @@ func (w *world) check() {
 	if w.frozen && l.state != Confirming && l.state != Frozen && l.state != Killing {
 		w.fatalf("left frozen in %s", l.state)
 	}
-	if w.parked && l.state != Confirming && l.state != Stopping && l.state != Killing {
+	if w.parked && l.state != Confirming && l.state != Stopping && l.state != Killing && (l.state != Starting || !w.svc.Ready.Hold) {
 		w.fatalf("left parked in %s", l.state)
 	}
 	if w.left && w.live == 0 && solo && w.svc.Stop.KillMode != KillProcess && (l.state == Listening || l.state == Backoff || l.state == Failed || l.state == Stopped) {
@@ -244,7 +256,7 @@ func (w *world) check() {
 }
 
 // kinds is how many kinds of things act knows.
-const kinds = 14
+const kinds = 15
 
 // act makes one of the things happen that can happen now; b chooses.
 func (w *world) act(b byte) {
@@ -287,7 +299,7 @@ func (w *world) act(b byte) {
 			w.tell(shutdownRequested{})
 		}
 	case 11:
-		if detail > 16 {
+		if detail > 15 {
 			w.tell(shutdownRequested{now: true})
 		}
 	case 12:
@@ -303,6 +315,14 @@ func (w *world) act(b byte) {
 			w.tell(addressAppeared{})
 		} else {
 			w.tell(resourcesFreed{})
+		}
+	case 14:
+		switch {
+		case !w.alive() || w.svc.Ready.Type == ReadyExec || slices.ContainsFunc(w.pending, isLaunch):
+		case detail == 3:
+			w.tell(addresses{known: true})
+		default:
+			w.tell(readiness{lacks: [...]string{"", "much", "a little"}[detail%3], spare: detail%3 == 2})
 		}
 	}
 }
@@ -427,12 +447,12 @@ func (w *world) finish() {
 }
 
 func FuzzPolicy(f *testing.F) {
-	f.Add(byte(0), []byte{0, 2, 6, 2, 2, 5})
-	f.Add(byte(0), []byte{0, 30, 6, 0, 2, 6, 2, 38, 5})
-	f.Add(byte(settingAccept|settingLimits), []byte{0, 2, 1, 2, 5, 5, 9, 30, 6})
-	f.Add(byte(settingMixed|settingCommand), []byte{0, 2, 9, 2, 2, 47, 12})
-	f.Add(byte(settingUnopened|settingReject), []byte{6, 30, 13, 2, 0, 30, 6, 0, 30})
-	f.Fuzz(func(t *testing.T, set byte, script []byte) {
+	f.Add(uint16(0), []byte{0, 2, 6, 2, 2, 5})
+	f.Add(uint16(0), []byte{0, 30, 6, 0, 2, 6, 2, 38, 5})
+	f.Add(uint16(settingAccept|settingLimits), []byte{0, 2, 1, 2, 5, 5, 9, 30, 6})
+	f.Add(uint16(settingMixed|settingCommand), []byte{0, 2, 9, 2, 2, 47, 12})
+	f.Add(uint16(settingUnopened|settingReject), []byte{6, 30, 13, 2, 0, 30, 6, 0, 30})
+	f.Fuzz(func(t *testing.T, set uint16, script []byte) {
 		if len(script) > 300 {
 			return
 		}
@@ -451,7 +471,7 @@ func TestDiagram(t *testing.T) {
 	want := readDiagram(t)
 	for i, accept := range []setting{0, settingAccept} {
 		got := map[string]bool{}
-		for _, set := range []setting{0, settingMixed | settingCommand | settingReject, settingProcess | settingLinger | settingUnopened, settingLimits} {
+		for _, set := range []setting{0, settingMixed | settingCommand | settingReject, settingProcess | settingLinger | settingUnopened, settingLimits, settingReady, settingLearn} {
 			explore(t, set|accept, got)
 		}
 		if diff := cmp.Diff(slices.Sorted(maps.Keys(want[i])), slices.Sorted(maps.Keys(got))); diff != "" {
@@ -469,7 +489,7 @@ func explore(t *testing.T, set setting, got map[string]bool) {
 	for depth := 0; depth < 20 && len(next) > 0; depth++ {
 		var found []*world
 		for _, from := range next {
-			for b := range kinds * 18 {
+			for b := range kinds * 17 { // what a byte can say
 				if !from.may(b%kinds, b/kinds) {
 					continue
 				}
@@ -500,11 +520,13 @@ func (w *world) may(kind, detail int) bool {
 	case 8:
 		return detail < 5
 	case 10, 11:
-		return detail == 17
+		return detail == 16
 	case 12:
 		return w.left && w.live == 0 && detail < 3
 	case 13:
 		return detail < 2
+	case 14:
+		return detail < 4
 	}
 	return detail == 0
 }
@@ -533,7 +555,7 @@ func (w *world) situation() string {
 	key := fmt.Sprint(l.state, l.reason == ReasonResources, min(w.live, 2), w.left, w.armed[0] || w.armed[1], min(len(w.pending), 2), l.unopened, len(l.recent))
 	switch m := w.p.(type) {
 	case *solo:
-		key += fmt.Sprint(m.wanted, m.freezing, m.ending, m.failing != nil, m.take.before != nil, m.stuck.inRow >= firstBracket, w.now.Sub(m.idle.since) >= m.spec.Idle.StopAfter)
+		key += fmt.Sprint(m.awaiting, m.unknown, m.lacks.spare, m.wanted, m.freezing, m.ending, m.failing != nil, m.take.before != nil, m.stuck.inRow >= firstBracket, w.now.Sub(m.idle.since) >= m.spec.Idle.StopAfter)
 	case *perConnection:
 		key += fmt.Sprint(m.wanted, m.sockets[0].serving, m.sockets[0].held, m.sockets[0].waits, m.left)
 	}
@@ -570,7 +592,11 @@ func TestEveryEventInEveryState(t *testing.T) {
 		addressAppeared{},
 		socketReady{},
 		socketBroken{errors.New("no")},
+		addresses{},
+		addresses{known: true},
 		launched{},
+		readiness{},
+		readiness{lacks: "much"},
 		launchFailed{errors.New("no"), false},
 		launchFailed{errors.New("no"), true},
 		served{},

@@ -19,12 +19,14 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 			s.reap(now, p)
 		} else if e := s.ends[r.Token]; e != nil {
 			s.treeChanged(now, e)
+		} else if n := s.notifiers[r.Token]; n != nil {
+			s.notified(n)
 		}
 		return
 	}
 	index, socket, gen := splitToken(r.Token)
 	u := s.units[index]
-	p := &u.ports[socket]
+	p := u.ports[socket]
 	if !p.armed || p.gen != gen {
 		return // disarmed while the report was on its way
 	}

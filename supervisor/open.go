@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"hibergate/activation"
+	"hibergate/supervisor/activity"
 )
 
 // listeners are the sockets of one service, open or not.
@@ -31,12 +32,30 @@ func openAll(services []*Service, opts Options) (opened []listeners, err error) 
 			warnAbout(opts.Logger, svc, sock)
 			l.sockets, l.errs = append(l.sockets, sock), append(l.errs, err)
 		}
+		openLearned(svc, opts, &l)
 		opened = append(opened, l)
 	}
 	if failed != nil {
 		return nil, errors.Join(append(failed, closeAll(opened))...)
 	}
 	return opened, nil
+}
+
+// openLearned opens what was learned of a service before. What cannot be opened is learned again.
+func openLearned(svc *Service, opts Options, l *listeners) {
+	specs, err := loadLearned(opts.State, svc)
+	if err != nil {
+		opts.Logger.Warn("what was learned before is not known", slog.String("service", svc.Name), slog.Any("err", err))
+	}
+	for i := range specs {
+		sock, err := openOne(&specs[i], opts.Inherited)
+		if err != nil && !activation.MayOpenLater(err) {
+			opts.Logger.Warn("learned socket not opened", slog.String("service", svc.Name), slog.Any("err", err))
+			continue
+		}
+		warnAbout(opts.Logger, svc, sock)
+		l.sockets, l.errs = append(l.sockets, sock), append(l.errs, err)
+	}
 }
 
 // openOne returns a socket that is open, or one that is not and an error.
@@ -72,10 +91,10 @@ func closeAll(opened []listeners) error {
 
 // open tries to open those sockets of a unit that are not.
 func (s *Supervisor) open(u *unit) {
-	var fresh []int
+	var fresh []activity.Socket
 	var failed error
 	for i := range u.ports {
-		p := &u.ports[i]
+		p := u.ports[i]
 		if p.sock.FD() >= 0 {
 			continue
 		}
@@ -83,13 +102,13 @@ func (s *Supervisor) open(u *unit) {
 			failed = p.failed
 			continue
 		}
-		fresh = append(fresh, i)
+		fresh = append(fresh, u.watched(i))
 		s.log.Info("socket opened", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()))
 		warnAbout(s.log, u.spec, p.sock)
 	}
 	s.goDo(func() message {
-		for _, i := range fresh {
-			s.looker.Add(u.watched(i))
+		for _, sock := range fresh {
+			s.looker.Add(sock)
 		}
 		return func(now time.Time) {
 			if failed != nil {

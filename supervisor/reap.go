@@ -45,6 +45,7 @@ func (s *Supervisor) over(now time.Time, u *unit, left bool, ev func(queued []ui
 		return
 	}
 	if !left && len(u.procs) == 0 {
+		s.endNotify(u)
 		if err := u.tree.Rest(); err != nil {
 			s.log.Error("cgroup kept open", slog.String("service", u.spec.Name), slog.Any("err", err))
 		}
@@ -55,13 +56,14 @@ func (s *Supervisor) over(now time.Time, u *unit, left bool, ev func(queued []ui
 	}
 	s.restore(u)
 	switch {
-	case !s.waits(u):
+	case !u.ports.waits():
 		s.step(now, u, ev(nil))
 	case !u.queue:
 		s.step(now, u, ev([]uint64{unidentified}))
 	default:
+		all := u.ports
 		s.goDo(func() message {
-			ids := s.queued(u)
+			ids := s.queued(u.spec.Name, all)
 			if len(ids) == 0 {
 				ids = []uint64{unidentified} // for something does wait
 			}
@@ -193,7 +195,7 @@ func (s *Supervisor) restore(u *unit) {
 }
 
 func (s *Supervisor) restorePort(u *unit, i int) {
-	p := &u.ports[i]
+	p := u.ports[i]
 	var repaired string
 	var err error
 	if p.sock.Address().Network != activation.TCP {

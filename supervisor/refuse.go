@@ -63,7 +63,7 @@ func (s *Supervisor) refuse(u *unit, socket int) {
 // was. It runs outside the loop, and nobody waits for it at the end: another process that shares the socket can make it
 // blocking at the wrong moment.
 func (s *Supervisor) takeAway(u *unit, socket, most int, done func(n int)) {
-	p := &u.ports[socket]
+	p := u.ports[socket]
 	if p.taking {
 		return
 	}
@@ -100,7 +100,7 @@ func takeOne(sock *activation.Socket) error {
 // drop takes the first datagram away from each socket where that is one of ids.
 func (s *Supervisor) drop(u *unit, ids []uint64) {
 	for i := range u.ports {
-		p := &u.ports[i]
+		p := u.ports[i]
 		if network := p.sock.Address().Network; network.Connections() || network == activation.FIFO {
 			continue
 		}

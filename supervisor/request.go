@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -134,6 +135,47 @@ func (s *Supervisor) Reset(ctx context.Context, name string) (Status, error) {
 	return s.request(ctx, name, requestReset)
 }
 
+// Learn tells where the program of a service listens, as learned sockets or as configured. Where that is not known yet the service
+// is woken first. The error is [ErrNothingToLearn] where the program does not bind its sockets itself.
+func (s *Supervisor) Learn(ctx context.Context, name string) ([]LearnedSocket, error) {
+	var known, adopts bool
+	err := s.ask(func() {
+		if u := s.byName[name]; u != nil {
+			known, adopts = u.known(), u.spec.Handoff == Adopt
+		}
+	})
+	if err == nil && adopts && !known {
+		_, err = s.Wake(ctx, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []LearnedSocket
+	askErr := s.ask(func() {
+		u := s.byName[name]
+		switch {
+		case u == nil:
+			err = fmt.Errorf("service %q: %w", name, ErrUnknownService)
+			return
+		case !adopts:
+			err = fmt.Errorf("service %q: %w", name, ErrNothingToLearn)
+			return
+		}
+		for _, p := range u.ports {
+			if p.sock.FD() < 0 {
+				continue
+			}
+			l, e := describeSocket(p.sock)
+			if e != nil {
+				err = e
+				return
+			}
+			out = append(out, l)
+		}
+	})
+	return out, errors.Join(err, askErr)
+}
+
 func (s *Supervisor) request(ctx context.Context, name string, what request) (Status, error) {
 	var status Status
 	var failed error
@@ -205,7 +247,7 @@ func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Sta
 		return nil, fmt.Errorf("service %q: %w", name, ErrUnknownService)
 	}
 	for i, sums := range s.look(ctx, targets...) {
-		keys := targets[i].unit.keys()
+		keys := targets[i].ports.keys()
 		pids := all[i].PIDs
 		if headless := pids == nil && targets[i].live; targets[i].tree != nil && (flows || headless) {
 			if every, err := targets[i].tree.PIDs(); err == nil {
@@ -237,9 +279,13 @@ func (s *Supervisor) status(u *unit) Status {
 		Sockets:  make([]SocketStatus, len(u.ports)),
 		Tracking: s.launcher.Tracking(),
 		Refused:  u.refused,
+		Notes:    slices.Clone(u.notes),
 	}
 	if life.err != nil {
 		st.Error = life.err.Error()
+	}
+	if m, ok := u.policy.(*solo); ok && m.awaiting {
+		st.WaitsFor = m.lacks.lacks
 	}
 	if u.parks() {
 		st.Parking = "on"
@@ -266,7 +312,7 @@ func (s *Supervisor) status(u *unit) Status {
 		}
 	}
 	for i := range u.ports {
-		p := &u.ports[i]
+		p := u.ports[i]
 		sock := SocketStatus{Name: p.sock.Spec().Name, Address: p.sock.Address().String(), Accepted: p.accepted}
 		if p.sock.FD() >= 0 {
 			sock.Dropped = p.sock.Drops()

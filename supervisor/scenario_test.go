@@ -130,6 +130,10 @@ func scriptService(t *testing.T, words []string, now time.Time) policy {
 			svc.Accept, svc.Sockets = true, make([]activation.Spec, number(v))
 		case "start_timeout":
 			svc.Start.Timeout = duration(v)
+		case "ready":
+			svc.Ready.Type = map[string]ReadyType{"bind": ReadyBind, "notify": ReadyNotify}[v]
+		case "hold":
+			svc.Ready.Hold = true
 		case "kill_mode":
 			svc.Stop.KillMode = map[string]KillMode{"mixed": KillMixed, "process": KillProcess}[v]
 		case "final_signal":
@@ -214,6 +218,10 @@ func scriptEvent(t *testing.T, now time.Time, words []string) event {
 		return socketBroken{failure}
 	case "launched":
 		return launched{queued}
+	case "readiness":
+		return readiness{lacks: args["lacks"], spare: given("spare")}
+	case "addresses":
+		return addresses{known: given("known")}
 	case "launchFailed":
 		return launchFailed{failure, given("pause")}
 	case "served":
@@ -284,8 +292,11 @@ func describe(a action) string {
 	case refuse:
 		return fmt.Sprintf("refuse on socket %d", a.socket)
 	case launch:
-		if a.queue {
+		switch {
+		case a.queue:
 			return "launch, and see what waits"
+		case a.hold:
+			return "launch, and hold who waits"
 		}
 		return "launch"
 	case signal:
@@ -293,7 +304,7 @@ func describe(a action) string {
 			return "signal " + a.signal.String() + ", those that were started"
 		}
 		return "signal " + a.signal.String()
-	case open, arm, disarm, drop, look, readQueue, confirm, freeze, thaw, drain, unpark, command, limited:
+	case open, arm, disarm, forget, drop, look, readQueue, confirm, freeze, thaw, drain, unpark, command, limited:
 	}
 	return strings.TrimPrefix(fmt.Sprintf("%T", a), "supervisor.")
 }

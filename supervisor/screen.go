@@ -63,7 +63,7 @@ const (
 
 // screen looks at who waits on an armed socket.
 func (s *Supervisor) screen(u *unit, socket int) {
-	p := &u.ports[socket]
+	p := u.ports[socket]
 	if p.screening {
 		p.again = true
 		return
@@ -93,7 +93,7 @@ func (s *Supervisor) screen(u *unit, socket int) {
 
 // screened does what a look at the queue asks for.
 func (s *Supervisor) screened(now time.Time, u *unit, socket int, v screening) {
-	p := &u.ports[socket]
+	p := u.ports[socket]
 	if v.wake {
 		p.screens = 0
 		if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, socket, p.gen)); err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"hibergate/activation"
+	"hibergate/activation/adopt"
 	"hibergate/supervisor/activity"
 	"hibergate/supervisor/process"
 )
@@ -17,24 +18,31 @@ type Handoff uint8
 const (
 	ListenFDs Handoff = iota // "listen-fds": descriptors from 3 on, as sd_listen_fds(3) describes
 	Stdio                    // "stdio": one socket as standard input and output, as inetd does
+	Adopt                    // "adopt": the program's own bind(2) gets them
 )
 
 // Service is one service as configured: validated, immutable, shared freely
 // between goroutines.
 type Service struct {
 	Name    string            // [A-Za-z0-9][A-Za-z0-9._-]*, at most 64 bytes
-	Sockets []activation.Spec // at least one; their order is the order of the descriptors
+	Sockets []activation.Spec // at least one, or with Adopt one in Learn; their order is the order of the descriptors
+	Learn   []Learn           // with Adopt: sockets that are known once a process has bound them
 	Accept  bool              // one process per connection; else one process for all sockets
 	Handoff Handoff
 	Exec    process.Exec
 	Idle    Idle
 	Wake    Wake
 	Start   Start
+	Ready   Ready
 	Stop    Stop
 	Restart Restart
 	Limits  Limits
 
 	Accounting activity.Accounting
+
+	// RefuseIOUring makes io_uring_setup(2) fail as on a kernel without it. With Adopt only: what a program
+	// binds by io_uring cannot be adopted.
+	RefuseIOUring bool
 }
 
 // Idle says when a service counts as idle and what follows.
@@ -57,6 +65,30 @@ type Start struct {
 	// process that has taken nothing of what woke it has failed. 0: no bound.
 	Timeout time.Duration
 }
+
+// Learn stands for the sockets that match Pattern. Spec has the name and the options that they get as soon as they are
+// ours; its Address means nothing.
+type Learn struct {
+	Pattern adopt.Pattern
+	Spec    activation.Spec
+}
+
+// Ready says when a start is over. The zero value: as soon as the program is executed.
+type Ready struct {
+	Type ReadyType
+	// Hold keeps clients out of the queues of the TCP sockets until then. With ReadyNotify and Adopt only.
+	Hold bool
+}
+
+// ReadyType says what makes a service ready.
+type ReadyType uint8
+
+// The types, as the configuration names them.
+const (
+	ReadyExec   ReadyType = iota // "exec": the program is executed
+	ReadyBind                    // "bind": with Adopt, its sockets are bound, and those with connections listen
+	ReadyNotify                  // "notify": it says READY=1 (sd_notify(3))
+)
 
 // Stop says how a service is ended: Command, then Signal, then after Timeout FinalSignal.
 type Stop struct {
@@ -154,8 +186,12 @@ func DefaultRestart() Restart {
 
 // String returns the word of the configuration.
 func (h Handoff) String() string {
-	if h == Stdio {
+	switch h {
+	case Stdio:
 		return "stdio"
+	case Adopt:
+		return "adopt"
+	case ListenFDs:
 	}
 	return "listen-fds"
 }

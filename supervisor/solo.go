@@ -14,6 +14,9 @@ type solo struct {
 
 	started  time.Time // of the running process
 	headless bool      // the process that was started has ended, and others of the service live
+	awaiting bool      // in Starting: there is a process, and it is not ready
+	lacks    readiness // what it lacks, in Starting
+	unknown  bool      // nobody knows where the program listens
 	wanted   wanted    // what somebody asked for while something else was under way
 	looking  bool      // a look is under way
 	freezing bool      // in Frozen: the freeze is still under way
@@ -49,7 +52,10 @@ var (
 func (m *solo) step(now time.Time, ev event) []action {
 	switch ev := ev.(type) {
 	case opened:
-		return m.open(now)
+		if acts := m.open(now); acts == nil || !m.unknown {
+			return acts
+		}
+		return m.start(now, ReasonLearn)
 	case openFailed:
 		return m.cannotOpen(now, &m.spec.Restart, ev.err)
 	case addressAppeared:
@@ -60,7 +66,7 @@ func (m *solo) step(now time.Time, ev event) []action {
 		return m.broken(now, ev.err)
 	case resourcesFreed:
 		if m.state == Backoff && m.reason == ReasonResources {
-			return []action{m.enter(now, Listening, ReasonRetry, nil), arm{}}
+			return m.rest(now, ReasonRetry)
 		}
 	case wakeRequested:
 		return m.wake(now)
@@ -79,12 +85,19 @@ func (m *solo) step(now time.Time, ev event) []action {
 		return m.thawFor(now)
 	case resetRequested:
 		return m.reset(now)
+	case addresses:
+		return m.learn(now, ev)
 	case launched:
-		if m.state == Starting {
-			return m.run(now, ev)
+		if m.state == Starting && !m.awaiting {
+			return m.launched(now, ev)
+		}
+	case readiness:
+		m.lacks = ev
+		if m.state == Starting && m.awaiting && ev.lacks == "" {
+			return m.run(now, ReasonReady, nil)
 		}
 	case launchFailed:
-		if m.state == Starting {
+		if m.state == Starting && !m.awaiting {
 			return m.notLaunched(now, ev)
 		}
 	case looked:
@@ -161,6 +174,23 @@ func (m *solo) ready(now time.Time, ev socketReady) []action {
 	return nil
 }
 
+// rest leaves Backoff or Failed: the next traffic starts a process, or nobody knows where that would come.
+func (m *solo) rest(now time.Time, reason Reason) []action {
+	if m.unknown {
+		return m.start(now, ReasonLearn)
+	}
+	return []action{m.enter(now, Listening, reason, nil), arm{}}
+}
+
+// learn hears whether it is known where the program listens. If not it is started, so that it tells.
+func (m *solo) learn(now time.Time, ev addresses) []action {
+	m.unknown = !ev.known
+	if m.unknown && m.state == Listening && m.reason == ReasonStarted {
+		return m.start(now, ReasonLearn)
+	}
+	return nil
+}
+
 // start leaves Listening, Backoff or Failed.
 func (m *solo) start(now time.Time, reason Reason) []action {
 	m.stuck.launch()
@@ -168,7 +198,8 @@ func (m *solo) start(now time.Time, reason Reason) []action {
 	if t := m.spec.Start.Timeout; t > 0 {
 		m.deadline = now.Add(t)
 	}
-	return []action{launch{queue: m.stuck.bracket}, disarm{}, report}
+	m.parked = m.spec.Ready.Hold
+	return []action{launch{queue: m.stuck.bracket, hold: m.parked}, disarm{}, report}
 }
 
 // notLaunched leaves Starting without a process.
@@ -180,17 +211,36 @@ func (m *solo) notLaunched(now time.Time, ev launchFailed) []action {
 	return m.ended(now, m.fail(now, &m.spec.Restart, ReasonStartFailed, ev.err))
 }
 
-// run enters Running, or goes on to Stopping when somebody asked for that meanwhile.
-func (m *solo) run(now time.Time, ev launched) []action {
+// launched goes on with a process that was executed.
+func (m *solo) launched(now time.Time, ev launched) []action {
 	if m.pauses > 0 {
 		m.err = nil // it was not the service's fault
 	}
 	m.started, m.unfrozen, m.pauses = now, 0, 0
 	m.headless, m.failing = false, nil
 	m.stuck.before = ev.queued
+	if m.spec.Ready.Type == ReadyExec {
+		return m.run(now, ReasonLaunched, nil)
+	}
+	m.awaiting, m.lacks = true, readiness{lacks: "it has only just begun"}
+	if t := m.spec.Start.Timeout; t > 0 {
+		m.deadline = now.Add(t)
+	}
+	switch w := m.wanted; w {
+	case wantSleep, wantShutdown, wantShutdownNow:
+		return m.stop(now, w)
+	case wantNothing, wantWake, wantRestart, wantFreeze:
+	}
+	return nil
+}
+
+// run enters Running, or goes on to Stopping when somebody asked for that meanwhile. acts come first.
+func (m *solo) run(now time.Time, reason Reason, acts []action) []action {
+	m.awaiting = false
 	m.idle.begin(now)
 	m.take.begin(now, m.spec.Start.Timeout)
-	acts := []action{m.enter(now, Running, ReasonLaunched, nil)}
+	acts = append(acts, m.enter(now, Running, reason, nil))
+	acts = m.unpark(acts)
 	m.lookAt = m.idle.first(now)
 	w := m.wanted
 	m.wanted = wantNothing
@@ -294,7 +344,16 @@ func (m *solo) timeout(now time.Time) []action {
 	m.deadline = time.Time{}
 	switch m.state {
 	case Starting:
-		return []action{signal{syscall.SIGKILL, everybody}} // launchFailed comes of it
+		switch {
+		case !m.awaiting:
+			return []action{signal{syscall.SIGKILL, everybody}} // launchFailed comes of it
+		case m.lacks.spare:
+			return m.run(now, ReasonReady, []action{forget{}})
+		}
+		err := fmt.Errorf("after start.timeout: %s", m.lacks.lacks)
+		m.failing = &failure{ReasonNotReady, err}
+		m.awaiting = false
+		return append([]action{m.enter(now, Stopping, ReasonNotReady, err)}, m.sendSignal(now)...)
 	case Running:
 		var acts []action
 		if !m.lookAt.IsZero() && !now.Before(m.lookAt) {
@@ -324,9 +383,9 @@ func (m *solo) timeout(now time.Time) []action {
 		if m.unopened {
 			return m.tryOpen()
 		}
-		return []action{m.enter(now, Listening, ReasonRetry, nil), arm{}}
+		return m.rest(now, ReasonRetry)
 	case Failed:
-		return []action{m.enter(now, Listening, ReasonRetry, nil), arm{}}
+		return m.rest(now, ReasonRetry)
 	case Listening, Confirming, Frozen, Stopped:
 	}
 	return nil

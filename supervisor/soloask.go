@@ -99,7 +99,7 @@ func (m *solo) reset(now time.Time) []action {
 		return m.tryOpen()
 	}
 	m.err = nil
-	return []action{m.enter(now, Listening, ReasonReset, nil), arm{}}
+	return m.rest(now, ReasonReset)
 }
 
 // stopFor handles a request to stop, in any state.
@@ -111,10 +111,14 @@ func (m *solo) stopFor(now time.Time, why wanted) []action {
 		}
 		return []action{m.enter(now, Stopped, ReasonShutdown, nil), disarm{}}
 	case Starting:
-		if why == wantRestart {
-			why = wantNothing // it is the new process
+		switch {
+		case why == wantRestart:
+			m.want(wantNothing) // it is the new process
+		case m.awaiting:
+			return m.stop(now, why)
+		default:
+			m.want(why)
 		}
-		m.want(why)
 	case Confirming:
 		m.want(why)
 	case Killing:

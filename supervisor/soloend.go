@@ -26,7 +26,7 @@ type failure struct {
 // stop begins to end a service that runs or is frozen.
 func (m *solo) stop(now time.Time, why wanted) []action {
 	from := m.state
-	m.wanted, m.looking = why, false
+	m.wanted, m.looking, m.awaiting = why, false, false
 	reason := ReasonRequested
 	if why >= wantShutdown {
 		reason = ReasonShutdown
@@ -146,9 +146,34 @@ func (m *solo) exit(now time.Time, ev exited) []action {
 		case !ev.left:
 			return m.runEnded(now, ev.queued)
 		}
-	case Listening, Starting, Backoff, Failed, Stopped:
+	case Starting:
+		if m.awaiting {
+			m.headless = ev.left
+			return m.endedEarly(now, ev)
+		}
+	case Listening, Backoff, Failed, Stopped:
 	}
 	return nil
+}
+
+// endedEarly handles the end of the first process before it was ready. Where others of the service are left, they
+// may be the ones that will be: it has become a daemon.
+func (m *solo) endedEarly(now time.Time, ev exited) []action {
+	good := clean(ev.status)
+	if good && ev.left {
+		return nil
+	}
+	m.awaiting = false
+	err := fmt.Errorf("%s, and until then: %s", ev.status, m.lacks.lacks)
+	reason := ReasonFailed
+	if good {
+		reason = ReasonNotReady
+	}
+	if ev.left {
+		m.failing = &failure{reason, err}
+		return append([]action{m.enter(now, Stopping, reason, err)}, m.sendSignal(now)...)
+	}
+	return m.ended(now, append(m.leave(), m.fail(now, &m.spec.Restart, reason, err)...))
 }
 
 // crashed handles the end of a process that failed. What it leaves behind is ended too.
@@ -177,7 +202,9 @@ func (m *solo) empty(now time.Time, queued []uint64) []action {
 		return m.finished(now)
 	case Running, Confirming, Frozen:
 		return m.runEnded(now, queued)
-	case Listening, Starting, Backoff, Failed, Stopped:
+	case Starting:
+		return m.endedEarly(now, exited{})
+	case Listening, Backoff, Failed, Stopped:
 	}
 	return nil
 }

@@ -6,7 +6,7 @@ type State uint8
 // The states. See doc.go for the transitions between them.
 const (
 	Listening  State = iota // the sockets are open, no process runs
-	Starting                // a process is being started
+	Starting                // a process is being started, or is not ready yet
 	Running                 // a process has the sockets; accept = true: at least one connection is served
 	Confirming              // looked idle; frozen for one last look
 	Frozen                  // stopped in memory by request; the next traffic thaws it
@@ -52,7 +52,10 @@ const (
 	ReasonStarted     Reason = "supervisor started"
 	ReasonTraffic     Reason = "traffic"               // something waits on a socket
 	ReasonRequested   Reason = "requested"             // somebody asked for it by the control socket
+	ReasonLearn       Reason = "addresses not known"   // only the program can tell where it listens
 	ReasonLaunched    Reason = "launched"              // the program was executed
+	ReasonReady       Reason = "ready"                 // and is ready
+	ReasonNotReady    Reason = "not ready"             // the program ended, or was given its time, before it was ready
 	ReasonServing     Reason = "serving"               // accept = true: a connection was accepted
 	ReasonIdle        Reason = "idle"                  // no activity for stop_after
 	ReasonBusy        Reason = "busy after all"        // the last look, while frozen, found activity

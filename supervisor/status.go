@@ -18,9 +18,11 @@ type Status struct {
 	Starts   uint64         `json:"starts"`         // processes started since the supervisor began
 	Failures uint64         `json:"failures"`       // starts and runs that failed
 	Error    string         `json:"error,omitempty"`
-	RetryAt  *time.Time     `json:"retry_at,omitempty"` // in backoff and failed: when it is tried again by itself
-	Tracking string         `json:"tracking"`           // how its descendants are found: "cgroup", or "process tree: " and why
-	Parking  string         `json:"parking,omitempty"`  // whether new connections are parked while it stops: "on", or "off: " and why; empty: nothing to park
+	WaitsFor string         `json:"waits_for,omitempty"` // in starting: what the process lacks to be ready
+	Notes    []string       `json:"notes,omitempty"`     // what people should know about the last run
+	RetryAt  *time.Time     `json:"retry_at,omitempty"`  // in backoff and failed: when it is tried again by itself
+	Tracking string         `json:"tracking"`            // how its descendants are found: "cgroup", or "process tree: " and why
+	Parking  string         `json:"parking,omitempty"`   // whether new connections are parked while it stops: "on", or "off: " and why; empty: nothing to park
 	Refused  Refused        `json:"refused"`
 	Idle     IdleStatus     `json:"idle"`
 	Sockets  []SocketStatus `json:"sockets"`

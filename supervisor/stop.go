@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"hibergate/activation"
+	"hibergate/activation/adopt"
 )
 
 // The actions of a stop: freezing, looking, and parking new connections meanwhile.
@@ -45,22 +46,36 @@ func (u *unit) parks() bool {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(u.spec.Learn, func(l Learn) bool {
+		return l.Pattern == adopt.Auto || l.Pattern.Network == activation.TCP
+	})
 }
 
 // parkPorts parks new connections where that is possible. It runs outside the loop, and returns why
 // it was not possible, where it could have been.
-func (s *Supervisor) parkPorts(u *unit) (why error) {
-	if s.noParking != "" || !u.parks() {
+func (s *Supervisor) parkPorts(u *unit, all ports) (why error) {
+	if s.noParking != "" || u.spec.Accept {
 		return nil
 	}
-	for i := range u.ports {
-		sock := u.ports[i].sock
+	for _, p := range all {
+		sock := p.sock
 		if sock.Spec().Address.Network != activation.TCP {
 			continue
 		}
 		if err := sock.Park(); err != nil {
 			why = err
+		}
+	}
+	return why
+}
+
+// stow parks new connections, and those that wait, before a process gets the sockets. It runs outside the loop, and returns why
+// it was not possible.
+func (s *Supervisor) stow(u *unit, all ports) (why error) {
+	why = s.parkPorts(u, all)
+	for _, p := range all {
+		if p.parked() {
+			why = errors.Join(why, p.sock.Stow())
 		}
 	}
 	return why
@@ -85,7 +100,7 @@ func (s *Supervisor) parkDone(u *unit, why error) {
 // unpark has new connections come to the sockets that the service has, at once, and then moves there those
 // that came meanwhile, which takes the kernel some 10 ms.
 func (s *Supervisor) unpark(u *unit) {
-	var parked []int
+	var parked ports
 	for i := range u.ports {
 		sock := u.ports[i].sock
 		if sock.Spec().Address.Network != activation.TCP || !sock.Parked() {
@@ -99,15 +114,14 @@ func (s *Supervisor) unpark(u *unit) {
 		if err = errors.Join(err, sock.Readmit()); err != nil {
 			s.log.Error("connections not unparked", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()), slog.Any("err", err))
 		}
-		parked = append(parked, i)
+		parked = append(parked, u.ports[i])
 	}
 	if len(parked) == 0 {
 		return
 	}
 	s.goDo(func() message {
 		var failed error
-		for _, i := range parked {
-			p := &u.ports[i]
+		for _, p := range parked {
 			s.waitForHandshakes(p.key)
 			if err := p.sock.Unpark(); err != nil {
 				failed = errors.Join(failed, fmt.Errorf("%s: %w", p.sock.Address(), err))
@@ -163,7 +177,7 @@ func (s *Supervisor) confirm(u *unit) {
 	u.reaching++
 	t := u.target()
 	s.goDo(func() message {
-		why := s.parkPorts(u)
+		why := s.parkPorts(u, t.ports)
 		var ev confirmed
 		if ev.err = t.tree.Freeze(context.Background()); ev.err == nil {
 			ev.sums = s.look(context.Background(), t)[0]
@@ -221,11 +235,11 @@ func (s *Supervisor) drain(u *unit) {
 	u.park, u.parking = true, true
 	t := u.target()
 	s.goDo(func() message {
-		why := s.parkPorts(u)
-		begun := make([][]uint64, len(u.ports)) // by socket: handshakes that end in its own queue
-		for i := range u.ports {
-			if u.ports[i].parked() {
-				begun[i] = s.handshakes(u.ports[i].key)
+		why := s.parkPorts(u, t.ports)
+		begun := make([][]uint64, len(t.ports)) // by socket: handshakes that end in its own queue
+		for i, p := range t.ports {
+			if p.parked() {
+				begun[i] = s.handshakes(p.key)
 			}
 		}
 		end, pause := time.Now().Add(drainTimeout), minDrainPause
@@ -249,8 +263,7 @@ func (p *port) parked() bool {
 // undrained says whether somebody waits on a parked socket of the service's, is about to, or has a connection with it.
 func (s *Supervisor) undrained(t target, begun [][]uint64) bool {
 	parked := false
-	for i := range t.unit.ports {
-		p := &t.unit.ports[i]
+	for i, p := range t.ports {
 		if !p.parked() {
 			continue
 		}
@@ -266,7 +279,7 @@ func (s *Supervisor) undrained(t target, begun [][]uint64) bool {
 		return false
 	}
 	for i, sum := range s.look(context.Background(), t)[0] {
-		if t.unit.ports[i].parked() && sum.Known && sum.Open > 0 {
+		if t.ports[i].parked() && sum.Known && sum.Open > 0 {
 			return true
 		}
 	}
@@ -298,8 +311,8 @@ func (s *Supervisor) readQueue(u *unit) {
 	t := u.target()
 	s.goDo(func() message {
 		ev := queueRead{}
-		if s.waits(u) {
-			ev.queued = s.queued(u)
+		if t.ports.waits() {
+			ev.queued = s.queued(u.spec.Name, t.ports)
 			ev.sums = s.look(context.Background(), t)[0]
 		}
 		return func(now time.Time) {

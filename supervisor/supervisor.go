@@ -22,6 +22,7 @@ var (
 	ErrShuttingDown   = errors.New("hibergated is shutting down")
 	ErrPerConnection  = errors.New("accept = true: each connection starts a process of its own, there is nothing to wake or to freeze")
 	ErrNotRunning     = errors.New("it does not run")
+	ErrNothingToLearn = errors.New(`only with handoff = "adopt" does a program bind its sockets itself`)
 )
 
 // Options of a Supervisor.
@@ -30,6 +31,7 @@ type Options struct {
 	Inherited *activation.Inherited // sockets handed to us, used instead of opening new ones; nil: none
 	Name      string                // of this supervisor on the machine: of its nftables table and its cgroup
 	Global    Global
+	State     string      // the directory for what is learned of services; empty: nothing is kept
 	Changed   chan Counts // gets the newest counts, replacing older ones; capacity 1; nil: nobody wants them
 }
 
@@ -44,6 +46,7 @@ type Supervisor struct {
 	looker   Looker
 	launcher Launcher
 	global   Global
+	state    string // immutable
 	changed  chan Counts
 
 	// What other goroutines want Run to do: results of work that it started, and requests.
@@ -53,6 +56,9 @@ type Supervisor struct {
 
 	// Owned by Run.
 	units     []*unit
+	nextKey   uint32               // for the looker
+	sessions  int                  // adopt.Sessions that have not ended
+	notifiers map[uint64]*notifier // by token
 	byName    map[string]*unit
 	procs     map[uint64]*instance // by token
 	lastToken uint64
@@ -112,7 +118,7 @@ func New(services []*Service, opts Options) (*Supervisor, error) {
 
 // watched is what the activity tracker needs of a socket.
 func (u *unit) watched(i int) activity.Socket {
-	p := &u.ports[i]
+	p := u.ports[i]
 	return activity.Socket{
 		Key: p.key, Address: p.sock.Address(), FD: p.sock.FD(),
 		Accounting: u.spec.Accounting, Ignore: u.spec.Wake.Ignore, Denied: p.sock.Spec().Options.Access.Denied(),
@@ -125,18 +131,21 @@ func newSupervisor(services []*Service, opened []listeners, launcher Launcher, o
 		log:      opts.Logger,
 		launcher: launcher,
 		global:   opts.Global,
+		state:    opts.State,
 		changed:  opts.Changed,
 		units:    make([]*unit, len(services)),
 		byName:   make(map[string]*unit, len(services)),
 		procs:    make(map[uint64]*instance),
 		ends:     make(map[uint64]*treeEnd),
+
+		notifiers: make(map[uint64]*notifier),
 	}
-	now, key := time.Now(), uint32(0)
+	now := time.Now()
 	for i, svc := range services {
-		u := &unit{spec: svc, index: i, place: -1, ports: make([]port, len(opened[i].sockets))}
+		u := &unit{spec: svc, index: i, place: -1, ports: make(ports, len(opened[i].sockets))}
 		for j, sock := range opened[i].sockets {
-			u.ports[j] = port{sock: sock, key: key, failed: opened[i].errs[j]}
-			key++
+			u.ports[j] = &port{sock: sock, key: s.nextKey, failed: opened[i].errs[j], learned: j >= len(svc.Sockets)}
+			s.nextKey++
 		}
 		if svc.Accept {
 			u.policy = newPerConnection(svc, now)
@@ -169,6 +178,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		failed = s.loop() //nolint:contextcheck // what is under way when ctx ends is brought to its end
 	}
 	s.close()
+	failed = errors.Join(failed, s.endSessions())
 	for _, u := range s.units {
 		failed = errors.Join(failed, s.give(u))
 	}
@@ -185,17 +195,25 @@ func (s *Supervisor) Run(ctx context.Context) error {
 func (s *Supervisor) begin(u *unit) error {
 	now := time.Now()
 	for i := range u.ports {
-		p := &u.ports[i]
+		p := u.ports[i]
 		if p.sock.FD() < 0 {
 			s.step(now, u, openFailed{p.failed})
 			s.waitForAddresses(u)
+			if len(u.spec.Learn) > 0 {
+				s.step(now, u, addresses{known: u.known()})
+			}
 			return nil
 		}
 		if err := s.watcher.Add(p.sock.FD(), socketToken(u.index, i, 0)); err != nil {
 			return fmt.Errorf("service %q: watch %s: %w", u.spec.Name, p.sock.Address(), err)
 		}
 	}
-	s.arm(u)
+	if len(u.spec.Learn) > 0 {
+		s.step(now, u, addresses{known: u.known()})
+	}
+	if u.policy.life().state == Listening {
+		s.arm(u)
+	}
 	return nil
 }
 
@@ -203,14 +221,15 @@ func (s *Supervisor) begin(u *unit) error {
 func (s *Supervisor) give(u *unit) error {
 	var errs []error
 	for i := range u.ports {
-		p := &u.ports[i]
+		p := u.ports[i]
 		if p.held != nil {
 			closeConnection(p.held)
 		}
-		if p.sock.FD() >= 0 {
+		if p.sock.FD() >= 0 && !u.stuck {
 			errs = append(errs, s.watcher.Remove(p.sock.FD()), p.sock.Close())
 		}
 	}
+	s.endNotify(u)
 	if u.end != nil {
 		errs = append(errs, s.forgetEnd(u.end))
 	}
@@ -306,19 +325,11 @@ func (s *Supervisor) all(ev event) {
 	}
 }
 
-// waits says whether something waits on a socket of the unit.
-func (s *Supervisor) waits(u *unit) bool {
-	return slices.ContainsFunc(u.ports, func(p port) bool {
-		pending, err := p.sock.Pending()
-		return err == nil && pending
-	})
-}
-
 // queued asks for the identities of what waits. It runs outside the loop.
-func (s *Supervisor) queued(u *unit) []uint64 {
-	ids, err := s.looker.Queued(context.Background(), u.keys())
+func (s *Supervisor) queued(service string, all ports) []uint64 {
+	ids, err := s.looker.Queued(context.Background(), all.keys())
 	if err != nil {
-		s.log.Warn("queue not read", slog.String("service", u.spec.Name), slog.Any("err", err))
+		s.log.Warn("queue not read", slog.String("service", service), slog.Any("err", err))
 		return []uint64{unidentified}
 	}
 	return ids

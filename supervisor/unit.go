@@ -1,9 +1,11 @@
 package supervisor
 
 import (
+	"slices"
 	"time"
 
 	"hibergate/activation"
+	"hibergate/activation/adopt"
 )
 
 // unit is one service at work: its policy, its sockets, its processes.
@@ -11,7 +13,7 @@ import (
 type unit struct {
 	spec   *Service
 	policy policy
-	ports  []port
+	ports  ports
 	procs  []*instance
 	tree   Tree     // nil before the first start
 	end    *treeEnd // set while others live than those in procs
@@ -22,6 +24,17 @@ type unit struct {
 	fails   uint64
 	refused Refused
 	sources *sources // nil: no limits for each source
+
+	session   *adopt.Session // answers this run, and what is left of it; nil: nobody asks
+	stuck     bool           // a process holds up the session: the sockets stay open
+	notify    *notifier      // hears what the run says (sd_notify(3)); nil: nothing is to be heard
+	saidReady bool           // it has said READY=1
+	trouble   string         // why a bind of this run was not granted
+	ioUring   bool           // this run has set up io_uring
+	notes     []string       // what people should know about this run
+	fresh     bool           // something was learned that is not written down
+	keeping   bool           // what was learned is being written down
+	keepAgain bool           // and has changed since
 
 	queue    bool              // this run is bracketed (stuckness)
 	reaching int               // freezes and kills of all processes under way; a new process must not meet them
@@ -48,6 +61,11 @@ type port struct {
 	hangups  int // reported in a row
 	accepted uint64
 	held     *connection // accepted, but no process could be started for it yet
+
+	// handoff = "adopt".
+	learned bool // not in the configuration as such: a program has bound it, in this run or one before
+	bound   bool // the process has it
+	listens bool // and has called listen(2)
 
 	taking    bool // takeAway is under way
 	screening bool // who waits is being looked at (screen.go)
@@ -101,20 +119,32 @@ func (u *unit) settled(w waiter) bool {
 	return true
 }
 
-func (u *unit) keys() []uint32 {
-	keys := make([]uint32, len(u.ports))
-	for i := range u.ports {
-		keys[i] = u.ports[i].key
+// ports are the sockets of a unit. What is outside the loop has the ports of a certain moment, of which it
+// reads the socket and the key; a port that is added later makes other ports of the unit's.
+type ports []*port
+
+func (all ports) keys() []uint32 {
+	keys := make([]uint32, len(all))
+	for i, p := range all {
+		keys[i] = p.key
 	}
 	return keys
 }
 
-func (u *unit) sockets() []*activation.Socket {
-	sockets := make([]*activation.Socket, len(u.ports))
-	for i := range u.ports {
-		sockets[i] = u.ports[i].sock
+func (all ports) sockets() []*activation.Socket {
+	sockets := make([]*activation.Socket, len(all))
+	for i, p := range all {
+		sockets[i] = p.sock
 	}
 	return sockets
+}
+
+// waits says whether something waits on one of the sockets.
+func (all ports) waits() bool {
+	return slices.ContainsFunc(all, func(p *port) bool {
+		pending, err := p.sock.Pending()
+		return err == nil && pending
+	})
 }
 
 // Tokens tell the descriptors in the watcher apart: a process, or the socket

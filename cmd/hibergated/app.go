@@ -74,7 +74,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Flags:           []cli.Flag{configFlag(), controlFlag()},
 		Commands: []*cli.Command{
 			runCommand(), checkCommand(), statusCommand(), wakeCommand(), sleepCommand(), restartCommand(),
-			freezeCommand(), thawCommand(), resetCommand(), versionCommand(),
+			freezeCommand(), thawCommand(), resetCommand(), learnCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if name := c.Args().First(); name != "" {

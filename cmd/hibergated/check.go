@@ -44,12 +44,14 @@ func printServices(w io.Writer, services []*supervisor.Service) error {
 func describe(s *supervisor.Service) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s:", s.Name)
-	for i, sock := range s.Sockets {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, " %s", sock.Address)
+	var where []string
+	for i := range s.Sockets {
+		where = append(where, s.Sockets[i].Address.String())
 	}
+	for _, l := range s.Learn {
+		where = append(where, l.Pattern.String())
+	}
+	fmt.Fprintf(&b, " %s", strings.Join(where, ", "))
 	fmt.Fprintf(&b, " -> %s %s", s.Handoff, commandLine(s.Exec.Command))
 	if s.Accept {
 		b.WriteString(", one process per connection")

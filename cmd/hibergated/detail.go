@@ -28,6 +28,9 @@ func printService(w io.Writer, now time.Time, st supervisor.Status) error {
 	if text := retry(now, &st); text != "" {
 		row("tried again", "%s", text)
 	}
+	if st.WaitsFor != "" {
+		row("waits for", "%s", st.WaitsFor)
+	}
 	handoff := st.Handoff
 	if st.Accept {
 		handoff += ", one process per connection"
@@ -44,6 +47,9 @@ func printService(w io.Writer, now time.Time, st supervisor.Status) error {
 	}
 	if strings.HasPrefix(st.Parking, "off") {
 		row("parking", "%s", st.Parking)
+	}
+	for _, note := range st.Notes {
+		row("note", "%s", note)
 	}
 	for i := range st.Sockets {
 		s := &st.Sockets[i]

@@ -88,6 +88,7 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 		Inherited: inherited,
 		Name:      machineName(cfg.Control),
 		Global:    cfg.Global,
+		State:     cfg.State,
 		Changed:   notify.changed,
 	})
 	if err != nil {

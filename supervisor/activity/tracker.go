@@ -127,6 +127,20 @@ func (t *Tracker) Add(s Socket) {
 	t.warn()
 }
 
+// Remove ends the watch over a socket. It does nothing where there is none. After it the descriptor may be closed.
+func (t *Tracker) Remove(key uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := t.sockets[key]
+	if w == nil || t.closed {
+		return
+	}
+	delete(t.sockets, key)
+	if w.accounted() {
+		t.settle(w.account)
+	}
+}
+
 // settle makes the ledger keep an account, or keep it no longer, as the sockets want it now.
 func (t *Tracker) settle(key ledger.Key) {
 	a, wanted := t.accounts(func(k ledger.Key) bool { return k == key })[key]

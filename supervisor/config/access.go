@@ -47,8 +47,9 @@ func wakeKeys() []key {
 
 // prefixes reads a list of IP prefixes.
 func (d *decoder) prefixes(raw any, to *[]netip.Prefix) {
-	out := make([]netip.Prefix, 0, length(raw))
-	seen := make(map[netip.Prefix]bool, length(raw))
+	all, _ := raw.([]any)
+	out := make([]netip.Prefix, 0, len(all))
+	seen := make(map[netip.Prefix]bool, len(all))
 	ok := d.each(raw, "an array of prefixes", func(raw any) {
 		var s string
 		if !d.str(raw, &s) {
@@ -88,15 +89,15 @@ func parsePrefix(s string) (p, meant netip.Prefix, ok bool) {
 	return p, meant, p == meant
 }
 
-// has says whether the service has a socket of one of the kinds. One whose address is
-// wrong may have been meant to be.
+// has says whether the service has a socket of one of the kinds. "auto" may come to be one, and one whose
+// address is wrong may have been meant to be.
 func (d *decoder) has(want kinds) bool {
-	for i := range d.service.Sockets {
-		if one := kindOf(d.service.Sockets[i].Address); one == 0 || want.fit(one) {
+	for i := range d.elements {
+		if one := kindOf(d.elements[i].spec.Address); one == 0 || want.fit(one) {
 			return true
 		}
 	}
-	return len(d.service.Sockets) == 0
+	return len(d.elements) == 0
 }
 
 // checkAccess checks the lists and gives them to the sockets, which share them.
@@ -120,9 +121,9 @@ func (d *decoder) checkAccess(since int) {
 		d.wrongKey("access", "%v", err)
 		return
 	}
-	for i := range d.service.Sockets {
-		if s := &d.service.Sockets[i]; s.Address.Network.IP() {
-			s.Options.Access = access
+	for i := range d.elements {
+		if s := &d.elements[i]; s.spec.Address.Network.IP() || s.learn {
+			s.spec.Options.Access = access
 		}
 	}
 }
@@ -139,9 +140,10 @@ func (d *decoder) checkWake(since int, keys map[string]any) {
 			d.wrongKey("wake."+k, "needs accept = false: with accept = true each client has a process of its own")
 		}
 		var others []string
-		for i := range d.service.Sockets {
-			if a := d.service.Sockets[i].Address; a.Network != 0 && a.Network != activation.TCP {
-				others = append(others, a.String())
+		for i := range d.elements {
+			// Who comes to a socket that is not TCP cannot be told, and "auto" may come to be one.
+			if s := &d.elements[i]; s.spec.Address.Network != activation.TCP && (s.learn || s.spec.Address.Network != 0) {
+				others = append(others, s.String())
 			}
 		}
 		if len(others) > 0 {
@@ -151,13 +153,13 @@ func (d *decoder) checkWake(since int, keys map[string]any) {
 	if d.service.Wake.MinBytes == 0 {
 		return
 	}
-	for i := range d.service.Sockets {
-		s := &d.service.Sockets[i]
-		if n := s.Options.ReceiveBuffer; n > 0 && n < d.service.Wake.MinBytes {
-			d.wrongKey("wake.min_bytes", "is more than the receive_buffer of %s holds", s.Address)
+	for i := range d.elements {
+		s := &d.elements[i]
+		if n := s.spec.Options.ReceiveBuffer; n > 0 && n < d.service.Wake.MinBytes {
+			d.wrongKey("wake.min_bytes", "is more than the receive_buffer of %s holds", s)
 		}
-		if s.Address.Network == activation.TCP && s.Options.DeferAccept == 0 {
-			s.Options.DeferAccept = minBytesDefer
+		if s.spec.Address.Network == activation.TCP && s.spec.Options.DeferAccept == 0 {
+			s.spec.Options.DeferAccept = minBytesDefer
 		}
 	}
 }

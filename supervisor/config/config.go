@@ -23,6 +23,7 @@ const (
 // Config is everything a configuration says. It is not changed after Load.
 type Config struct {
 	Control  string                // path of the control socket
+	State    string                // path of the directory that keeps what was learned; empty: nothing is kept
 	Global   supervisor.Global     // what bounds all services together
 	Services []*supervisor.Service // in the order of Files and, within a file, of appearance
 	Files    []string              // the files that were read, sorted by name
@@ -40,6 +41,26 @@ func DefaultControl() string {
 		}
 	}
 	return filepath.Join(dir, "hibergated", "control.sock")
+}
+
+// DefaultState is the path of the directory that keeps what was learned, where the configuration
+// names none: in /var/lib for root, in $XDG_STATE_HOME for everybody else, and where that is not set in the place it
+// usually has. It is empty for somebody without a home.
+func DefaultState() string { return stateOf(os.Geteuid(), os.Getenv) }
+
+// stateOf is DefaultState of a user and an environment.
+func stateOf(uid int, env func(string) string) string {
+	dir := "/var/lib"
+	if uid != 0 {
+		dir = env("XDG_STATE_HOME")
+		if home := env("HOME"); !filepath.IsAbs(dir) && filepath.IsAbs(home) {
+			dir = filepath.Join(home, ".local/state")
+		}
+		if !filepath.IsAbs(dir) {
+			return ""
+		}
+	}
+	return filepath.Join(dir, "hibergated")
 }
 
 // Load reads a file, or all files of a directory that are called *.toml, in the

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hibergate/activation"
+	"hibergate/activation/adopt"
 	"hibergate/supervisor"
 	"hibergate/supervisor/activity"
 	"hibergate/supervisor/process"
@@ -65,8 +66,8 @@ func TestInvalid(t *testing.T) {
 			}
 		})
 	}
-	if stories < 65 {
-		t.Errorf("got %d broken configurations, want at least 65", stories)
+	if stories < 70 {
+		t.Errorf("got %d broken configurations, want at least 70", stories)
 	}
 }
 
@@ -137,6 +138,7 @@ func TestValues(t *testing.T) {
 	number := func(n int) *int { return &n }
 	prefix := netip.MustParsePrefix
 	everybody := &activation.Access{Deny: []netip.Prefix{prefix("0.0.0.0/0")}}
+	home := &activation.Access{Allow: []netip.Prefix{prefix("127.0.0.0/8")}}
 	start := supervisor.Start{Timeout: supervisor.DefaultStartTimeout}
 	limits := supervisor.Limits{SourcePrefix: supervisor.DefaultSourcePrefix}
 	want := []*supervisor.Service{{
@@ -224,6 +226,28 @@ func TestValues(t *testing.T) {
 		Restart:    supervisor.DefaultRestart(),
 		Limits:     limits,
 		Accounting: activity.Conntrack,
+	}, {
+		Name: "adopted",
+		Sockets: []activation.Spec{{
+			Address: activation.Address{Network: activation.UDP, IP: netip.MustParseAddr("127.0.0.1"), Port: 2006}, Name: "adopted",
+			Options: activation.Options{PacketInfo: true, Access: home},
+		}},
+		Learn: []supervisor.Learn{{
+			Pattern: adopt.Pattern{Network: activation.TCP, Port: 2005},
+			Spec:    activation.Spec{Name: "web", Options: activation.Options{Backlog: 64, ReceiveBuffer: 64 << 10, Access: home}},
+		}, {
+			Pattern: adopt.Pattern{Network: activation.UDP, Host: adopt.Localhost, Port: 2005},
+			Spec:    activation.Spec{Name: "adopted", Options: activation.Options{Access: home}},
+		}},
+		Handoff:       supervisor.Adopt,
+		Exec:          process.Exec{Command: []string{"/usr/bin/adopted"}},
+		Start:         start,
+		Ready:         supervisor.Ready{Type: supervisor.ReadyNotify, Hold: true},
+		Stop:          supervisor.DefaultStop(),
+		Restart:       supervisor.DefaultRestart(),
+		Limits:        limits,
+		Accounting:    activity.Conntrack,
+		RefuseIOUring: true,
 	}}
 	same := cmp.Options{
 		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
@@ -232,8 +256,11 @@ func TestValues(t *testing.T) {
 	if diff := cmp.Diff(want, c.Services, same); diff != "" {
 		t.Errorf("services (-want +got):\n%s", diff)
 	}
-	if got, want := c.Global, (supervisor.Global{MaxProcesses: 500, MaxLoad: 7.5, NoParking: true}); got != want {
+	if got, want := c.Global, (supervisor.Global{MaxProcesses: 500, MaxLoad: 7.5}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if c.State != "/var/lib/every" {
+		t.Errorf("got state %q", c.State)
 	}
 }
 
@@ -265,7 +292,7 @@ func TestDirectory(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "b.toml", "service.two = { listen = 'tcp://:2', command = ['/b'] }\n[service.three]\nlisten = 'tcp://:3'\ncommand = ['/b']")
 	write(t, dir, "a.toml", "[service.one]\nlisten = 'tcp://:1'\ncommand = ['/b']\naccounting = 'auto'")
-	write(t, dir, "z.toml", "[hibergated]\naccounting = 'sock-diag'\ncontrol = '/c'")
+	write(t, dir, "z.toml", "[hibergated]\naccounting = 'sock-diag'\ncontrol = '/c'\nparking = 'off'")
 	write(t, dir, ".hidden.toml", "x")
 	write(t, dir, "backup.toml~", "x")
 	write(t, dir, "other.conf", "x")
@@ -282,8 +309,8 @@ func TestDirectory(t *testing.T) {
 		t.Errorf("services (-want +got):\n%s", diff)
 	}
 	files := []string{filepath.Join(dir, "a.toml"), filepath.Join(dir, "b.toml"), filepath.Join(dir, "z.toml")}
-	if diff := cmp.Diff(files, c.Files); diff != "" || c.Control != "/c" {
-		t.Errorf("control %q, files (-want +got):\n%s", c.Control, diff)
+	if diff := cmp.Diff(files, c.Files); diff != "" || c.Control != "/c" || !c.Global.NoParking {
+		t.Errorf("control %q, bounds %+v, files (-want +got):\n%s", c.Control, c.Global, diff)
 	}
 }
 
@@ -324,6 +351,30 @@ func TestDefaultControl(t *testing.T) {
 	}
 	if c, err := Load(write(t, t.TempDir(), "x.toml", "")); err != nil || c.Control != want {
 		t.Errorf("got control %v and error %v, want %s", c, err, want)
+	}
+}
+
+func TestDefaultState(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		uid             int
+		home, xdg, want string
+	}{
+		"root":                     {0, "/root", "/x", "/var/lib/hibergated"},
+		"an ordinary user":         {7, "/home/u", "/x", "/x/hibergated"},
+		"without the variable":     {7, "/home/u", "", "/home/u/.local/state/hibergated"},
+		"with a relative variable": {7, "/home/u", "x", "/home/u/.local/state/hibergated"},
+		"without a home":           {7, "", "", ""},
+		"without a home of use":    {7, "home", "", ""},
+		"with the variable alone":  {7, "", "/x", "/x/hibergated"},
+	} {
+		env := func(name string) string { return map[string]string{"HOME": c.home, "XDG_STATE_HOME": c.xdg}[name] }
+		if got := stateOf(c.uid, env); got != c.want {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+	if c, err := Load(write(t, t.TempDir(), "x.toml", "")); err != nil || c.State != DefaultState() {
+		t.Errorf("got %+v and error %v, want state %s", c, err, DefaultState())
 	}
 }
 

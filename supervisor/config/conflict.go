@@ -55,8 +55,17 @@ type entry struct {
 	spec    *activation.Spec
 	service *supervisor.Service
 	source  *source
-	listed  bool // stands in an array
+	pattern string // how a pattern is written; empty: spec has an address
+	listed  bool   // stands in an array
 	index   int
+}
+
+// String returns the socket as the configuration has it.
+func (e *entry) String() string {
+	if e.pattern != "" {
+		return e.pattern
+	}
+	return e.spec.Address.String()
 }
 
 // path returns the path of the socket in its file.

@@ -30,21 +30,23 @@ type decoder struct {
 	unaccounted       []*supervisor.Service // those without an accounting of their own
 	named             map[string]*source    // where each service is
 	book              addressBook
+	held              []place // where ready.hold is true
 
 	// Where the decoder is.
-	source  *source
-	keys    []toml.Key // of the file, in the order of its text
-	path    []string   // from the top level of the file to the value being read
-	meant   []string   // the keys that unknown ones of the service were probably meant to be
-	service *supervisor.Service
-	socket  *socketDraft
-	access  activation.Access // of the service
+	source   *source
+	keys     []toml.Key // of the file, in the order of its text
+	path     []string   // from the top level of the file to the value being read
+	meant    []string   // the keys that unknown ones of the service were probably meant to be
+	service  *supervisor.Service
+	elements []socketDraft     // of listen; it is used again for the next service
+	socket   *socketDraft      // the element being read
+	access   activation.Access // of the service
 }
 
 func newDecoder() *decoder {
 	return &decoder{
 		schema:  newSchema(),
-		config:  &Config{Control: DefaultControl()},
+		config:  &Config{Control: DefaultControl(), State: DefaultState()},
 		strings: map[string]string{},
 		named:   map[string]*source{},
 	}
@@ -76,6 +78,9 @@ func (d *decoder) wrongAt(path, key []string, format string, args ...any) {
 	f.problem.Key = keyName(key)
 	d.findings = append(d.findings, f)
 }
+
+// here returns where the decoder is.
+func (d *decoder) here() place { return place{d.source, slices.Clone(d.path)} }
 
 // wrongKey notes a problem of a key of the service being read, by its dotted name.
 func (d *decoder) wrongKey(key, format string, args ...any) {
@@ -200,11 +205,11 @@ func (d *decoder) unknown(t *table, name string, raw any) {
 	note("")
 }
 
-// missing notes that a table lacks a key, unless an unknown key was probably meant to be it.
-func (d *decoder) missing(keys map[string]any, name string) {
+// missing notes that a table lacks a key, unless an unknown key was probably meant to be it. hint follows the text.
+func (d *decoder) missing(keys map[string]any, name, hint string) {
 	if keys[name] == nil && !slices.Contains(d.meant, name) {
 		d.path = append(d.path, name)
-		d.wrong("is missing")
+		d.wrong("is missing%s", hint)
 		d.path = d.path[:len(d.path)-1]
 	}
 }
@@ -234,6 +239,7 @@ func (d *decoder) control(raw any) {
 
 // finish applies what needs all files.
 func (d *decoder) finish() {
+	d.checkHeld()
 	for _, s := range d.unaccounted {
 		s.Accounting = d.defaultAccounting
 	}

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"hibergate/activation"
+	"hibergate/activation/adopt"
 	"hibergate/supervisor"
 )
 
@@ -47,7 +49,21 @@ func FuzzLoad(f *testing.F) {
 // whole says whether the service has what it cannot be without.
 func whole(s *supervisor.Service) bool {
 	stop, restart, limits := s.Stop, s.Restart, s.Limits
+	for _, l := range s.Learn {
+		auto := l.Pattern == adopt.Auto
+		if again, ok, err := adopt.ParsePattern(l.Pattern.String()); !ok || err != nil || again != l.Pattern || auto && len(s.Learn)+len(s.Sockets) > 1 ||
+			l.Spec.Address != (activation.Address{}) || l.Spec.Name == "" || l.Spec.Options.Family != activation.FamilyDefault {
+			return false
+		}
+	}
+	if adopts := s.Handoff == supervisor.Adopt; !adopts && (len(s.Learn) > 0 || s.RefuseIOUring || s.Ready.Hold || s.Ready.Type == supervisor.ReadyBind) ||
+		adopts && (s.Accept || s.Ready.Type == supervisor.ReadyExec) || s.Accept && s.Ready.Type == supervisor.ReadyNotify {
+		return false
+	}
 	for _, spec := range s.Sockets {
+		if spec.Address.Network == 0 {
+			return false
+		}
 		if a := spec.Options.Access; a != nil && (!spec.Address.Network.IP() || !masked(a.Allow) || !masked(a.Deny) || len(a.Allow)+len(a.Deny) == 0) {
 			return false
 		}
@@ -57,7 +73,7 @@ func whole(s *supervisor.Service) bool {
 			return false
 		}
 	}
-	return len(s.Sockets) > 0 && len(s.Exec.Command) > 0 && s.Start.Timeout >= 0 &&
+	return len(s.Sockets)+len(s.Learn) > 0 && len(s.Exec.Command) > 0 && s.Start.Timeout >= 0 &&
 		stop.Signal > 0 && stop.FinalSignal > 0 && stop.Timeout > 0 &&
 		restart.Delay > 0 && restart.MaxDelay >= restart.Delay && restart.Interval > 0 && restart.FailedDelay >= 0 && restart.Burst >= 0 &&
 		limits.SourcePrefix >= 1 && limits.SourcePrefix <= 128 && masked(s.Wake.Ignore) && s.Wake.MinBytes >= 0

@@ -17,7 +17,7 @@ const infinity = "infinity"
 func startKeys() []key {
 	return []key{
 		{
-			"timeout", `duration or "infinity"`, `"90s"`, "a process that has taken nothing of what woke it by then has failed; needs `accept = false`", 0,
+			"timeout", `duration or "infinity"`, `"90s"`, "how long the process may take to be ready, and then to take something of what woke it, before it has failed; needs `accept = false`", 0,
 			func(d *decoder, raw any) { d.durationOrInfinity(raw, &d.service.Start.Timeout) },
 		},
 	}

@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"hibergate/activation"
+	"hibergate/activation/adopt"
+	"hibergate/supervisor"
 )
 
 // maxSockets is how many descriptors one message carries between processes: SCM_MAX_FD, unix(7).
@@ -61,36 +63,41 @@ func (k kinds) String() string {
 type socketDraft struct {
 	spec activation.Spec
 	kind string // what "type" says
+
+	// With learn it is the pattern. Of the address spec then has the network, the port and "[::]"; with "auto"
+	// nothing, as where the address is wrong.
+	learn   bool
+	pattern adopt.Pattern
+}
+
+// String returns the socket as the configuration has it.
+func (s *socketDraft) String() string {
+	if s.learn {
+		return s.pattern.String()
+	}
+	return s.spec.Address.String()
 }
 
 // listen reads the sockets of a service.
 func (d *decoder) listen(raw any) {
-	d.service.Sockets = make([]activation.Spec, 0, max(1, length(raw)))
 	if address, ok := raw.(string); ok {
 		d.element(address)
 		return
 	}
 	d.each(raw, "an address or an array of addresses and tables", d.element)
-	if n := len(d.service.Sockets); n > maxSockets {
+	if n := len(d.elements); n > maxSockets {
 		d.wrong("has %d sockets, at most %d are possible", n, maxSockets)
 	}
-}
-
-// length returns the number of elements of an array, so that the sockets, which stay in
-// memory, are allocated once.
-func length(raw any) int {
-	switch raw := raw.(type) {
-	case []any:
-		return len(raw)
-	case []map[string]any:
-		return len(raw)
+	if d.adopts() {
+		d.checkAlone()
+		d.splitVersions()
 	}
-	return 0
 }
 
 // element reads one socket. It counts even where it is wrong.
 func (d *decoder) element(raw any) {
-	d.socket = &socketDraft{}
+	d.elements = append(d.elements, socketDraft{})
+	d.socket = &d.elements[len(d.elements)-1]
 	switch raw := raw.(type) {
 	case string:
 		d.address(raw)
@@ -98,8 +105,9 @@ func (d *decoder) element(raw any) {
 		outer := d.meant
 		d.meant = nil
 		d.table(&d.schema.listen, raw)
-		d.missing(raw, "address")
+		d.missing(raw, "address", "")
 		d.meant = outer
+		d.checkPattern(raw)
 		d.applyType()
 		d.checkFit(raw)
 	default:
@@ -108,13 +116,21 @@ func (d *decoder) element(raw any) {
 	if d.socket.spec.Name == "" {
 		d.socket.spec.Name = d.service.Name
 	}
-	d.service.Sockets = append(d.service.Sockets, d.socket.spec)
 }
 
-// address reads an address. Its path must not be a part of the text of the file.
+// address reads an address or a pattern. Its path must not be a part of the text of the file.
 func (d *decoder) address(raw any) {
 	var text string
 	if !d.str(raw, &text) {
+		return
+	}
+	switch {
+	case d.adopts():
+		if d.asPattern(text) {
+			return
+		}
+	case text == adopt.Auto.String():
+		d.wrong(`"auto" needs handoff = "adopt"`)
 		return
 	}
 	a, err := activation.ParseAddress(text)
@@ -122,8 +138,40 @@ func (d *decoder) address(raw any) {
 		d.wrong("%v", err)
 		return
 	}
+	if d.adopts() && a.Network.IP() && a.Port == 0 {
+		d.wrong("address %q: a port is needed: 0 stands for any, and the program could not know which one to bind", text)
+		return
+	}
 	a.Path = strings.Clone(a.Path)
 	d.socket.spec.Address = a
+}
+
+// settle gives the service its sockets. They stay in memory, so they are allocated once.
+func (d *decoder) settle() {
+	s, learn := d.service, 0
+	for i := range d.elements {
+		if d.elements[i].learn {
+			learn++
+		}
+	}
+	if n := len(d.elements) - learn; n > 0 {
+		s.Sockets = make([]activation.Spec, 0, n)
+	}
+	if learn > 0 {
+		s.Learn = make([]supervisor.Learn, 0, learn)
+	}
+	for i := range d.elements {
+		e := &d.elements[i]
+		if e.learn {
+			spec := e.spec
+			spec.Address = activation.Address{}
+			s.Learn = append(s.Learn, supervisor.Learn{Pattern: e.pattern, Spec: spec})
+			continue
+		}
+		// The program may ask for it only after the first datagrams have come.
+		e.spec.Options.PacketInfo = d.adopts() && e.spec.Address.Network == activation.UDP
+		s.Sockets = append(s.Sockets, e.spec)
+	}
 }
 
 // socketName reads the name of a socket in LISTEN_FDNAMES.
@@ -179,7 +227,7 @@ func (d *decoder) applyType() {
 	case a.Network == activation.Unix:
 		a.Network = become
 	case !fits.fit(kindOf(*a)):
-		d.wrongOption("type", "%q contradicts the address %s", d.socket.kind, a)
+		d.wrongOption("type", "%q contradicts the address %s", d.socket.kind, d.socket)
 	}
 }
 
@@ -192,7 +240,7 @@ func (d *decoder) checkFit(raw map[string]any) {
 	}
 	for name := range raw {
 		if k := d.schema.listen.byName[name]; k != nil && k.fits != 0 && !k.fits.fit(one) {
-			d.wrongOption(name, "is for %s, not for %s", k.fits, a)
+			d.wrongOption(name, "is for %s, not for %s", k.fits, d.socket)
 		}
 	}
 	// One address belongs to one IP version; only those without an IP and "[::]" leave a choice.

@@ -30,7 +30,7 @@ func listenKeys() []key {
 	opts := func(d *decoder) *activation.Options { return &d.socket.spec.Options }
 	return []key{
 		{
-			"address", "address", "required", `as "tcp://:8080", "udp://[::1]:53", "unix:///run/x.sock", "unix:@name", "fifo:///run/x"`, 0,
+			"address", "address", "required", "as \"tcp://:8080\", \"udp://[::1]:53\", \"unix:///run/x.sock\", \"unix:@name\", \"fifo:///run/x\"; with `handoff = \"adopt\"` also \"tcp://localhost:80\" and \"auto\"", 0,
 			(*decoder).address,
 		},
 		{
@@ -46,7 +46,7 @@ func listenKeys() []key {
 			func(d *decoder, raw any) { d.integer(raw, 1, math.MaxInt32, &opts(d).Backlog) },
 		},
 		{
-			"family", `"default", "dual", "ipv4" or "ipv6"`, `"default"`, "which IP versions an address without an IP serves; default: as `net.ipv6.bindv6only` says", ip,
+			"family", `"default", "dual", "ipv4" or "ipv6"`, `"default"`, "which IP versions an address without an IP serves; default: as `net.ipv6.bindv6only` says, and with `handoff = \"adopt\"` as the program binds it", ip,
 			(*decoder).family,
 		},
 		{

@@ -27,8 +27,9 @@ type table struct {
 // A schema is every table that the configuration has. It drives decoding, suggestions
 // and the reference.
 type schema struct {
-	root, hibergated, service, listen                table
-	idle, wake, start, stop, restart, limits, access table
+	root, hibergated, service, listen                       table
+	idle, wake, start, ready, stop, restart, limits, access table
+	adopt                                                   table
 }
 
 func newSchema() *schema {
@@ -40,10 +41,12 @@ func newSchema() *schema {
 		idle:       table{title: "[service.NAME.idle]", keys: idleKeys()},
 		wake:       table{title: "[service.NAME.wake]", keys: wakeKeys()},
 		start:      table{title: "[service.NAME.start]", keys: startKeys()},
+		ready:      table{title: "[service.NAME.ready]", keys: readyKeys()},
 		stop:       table{title: "[service.NAME.stop]", keys: stopKeys()},
 		restart:    table{title: "[service.NAME.restart]", keys: restartKeys()},
 		limits:     table{title: "[service.NAME.limits]", keys: limitsKeys()},
 		access:     table{title: "[service.NAME.access]", keys: accessKeys()},
+		adopt:      table{title: "[service.NAME.adopt]", keys: adoptKeys()},
 	}
 	for _, t := range s.tables() {
 		t.byName = make(map[string]*key, len(t.keys))
@@ -57,7 +60,7 @@ func newSchema() *schema {
 func (s *schema) tables() []*table {
 	return []*table{
 		&s.root, &s.hibergated, &s.service, &s.listen,
-		&s.idle, &s.wake, &s.start, &s.stop, &s.restart, &s.limits, &s.access,
+		&s.idle, &s.wake, &s.start, &s.ready, &s.stop, &s.restart, &s.limits, &s.access, &s.adopt,
 	}
 }
 
@@ -77,6 +80,11 @@ func hibergatedKeys() []key {
 			"control", "absolute path", "`/run/hibergated/control.sock`; for an ordinary user `$XDG_RUNTIME_DIR/hibergated/control.sock`",
 			"the socket on which `hibergated status` and the other commands reach it", 0,
 			(*decoder).control,
+		},
+		{
+			"state", "absolute path", "`/var/lib/hibergated`; for an ordinary user `$XDG_STATE_HOME/hibergated`, or `~/.local/state/hibergated`",
+			"the directory where hibergated keeps which sockets it has learned of", 0,
+			func(d *decoder, raw any) { d.absolute(raw, &d.config.State) },
 		},
 		{
 			"accounting", `"auto", "conntrack" or "sock-diag"`, `"auto"`, "`accounting` of the services that do not set it", 0,
@@ -101,7 +109,7 @@ func hibergatedKeys() []key {
 func serviceKeys() []key {
 	return []key{
 		{
-			"listen", "address, or array of addresses and tables", "required", "the sockets, in the order in which the process gets them", 0,
+			"listen", "address, or array of addresses and tables", "required", "the sockets, in the order in which the process gets them; with `handoff = \"adopt\"` also `\"auto\"`, which stands for whatever the program binds", 0,
 			(*decoder).listen,
 		},
 		{
@@ -109,7 +117,7 @@ func serviceKeys() []key {
 			func(d *decoder, raw any) { d.boolean(raw, &d.service.Accept) },
 		},
 		{
-			"handoff", `"listen-fds" or "stdio"`, `"listen-fds"`, "how the process gets its sockets: from descriptor 3 on with `LISTEN_FDS`, or as standard input and output", 0,
+			"handoff", `"listen-fds", "stdio" or "adopt"`, `"listen-fds"`, "how the process gets its sockets: from descriptor 3 on with `LISTEN_FDS`, as standard input and output, or where it binds them itself", 0,
 			(*decoder).handoff,
 		},
 		{
@@ -169,6 +177,10 @@ func serviceKeys() []key {
 			func(d *decoder, raw any) { d.table(&d.schema.start, raw) },
 		},
 		{
+			"ready", "table", "", "when a start is over", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.ready, raw) },
+		},
+		{
 			"stop", "table", "", "how its processes are ended", 0,
 			func(d *decoder, raw any) { d.table(&d.schema.stop, raw) },
 		},
@@ -183,6 +195,10 @@ func serviceKeys() []key {
 		{
 			"access", "table", "", "which clients may connect", 0,
 			func(d *decoder, raw any) { d.table(&d.schema.access, raw) },
+		},
+		{
+			"adopt", "table", "", "what the program may do with `handoff = \"adopt\"`", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.adopt, raw) },
 		},
 	}
 }

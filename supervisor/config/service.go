@@ -85,7 +85,11 @@ func (d *decoder) oneService(name string, raw any) {
 		Restart: supervisor.DefaultRestart(),
 		Limits:  supervisor.Limits{SourcePrefix: supervisor.DefaultSourcePrefix},
 	}
-	d.service, d.meant, d.access = s, d.meant[:0], activation.Access{}
+	// What listen may say depends on it, and the keys of a table are read in any order.
+	if m, _ := raw.(map[string]any); m["handoff"] == "adopt" {
+		s.Handoff = supervisor.Adopt
+	}
+	d.service, d.elements, d.meant, d.access = s, d.elements[:0], d.meant[:0], activation.Access{}
 	// The service is read even so: its own problems are to be told too.
 	if !again {
 		d.named[s.Name] = d.source
@@ -94,17 +98,24 @@ func (d *decoder) oneService(name string, raw any) {
 	if !ok {
 		return
 	}
-	d.missing(keys, "listen")
-	d.missing(keys, "command")
+	hint := ""
+	if d.adopts() {
+		hint = `; "auto" stands for whatever the program binds`
+	}
+	d.missing(keys, "listen", hint)
+	d.missing(keys, "command", "")
 	if keys["accounting"] == nil {
 		d.unaccounted = append(d.unaccounted, s)
 	}
-	d.checkHandoff(since, keys)
+	d.checkHandoff(since)
+	d.checkAdopt(since, keys)
+	d.checkReady(since, keys)
 	d.checkIdle(since, keys)
 	d.checkWake(since, keys)
 	d.checkLifecycle(since, keys)
 	d.checkLimits(since, keys)
 	d.checkAccess(since)
+	d.settle()
 	if !again { // a copy of a service conflicts with all that the service has
 		d.checkConflicts(keys)
 	}
@@ -113,29 +124,48 @@ func (d *decoder) oneService(name string, raw any) {
 
 // checkHandoff checks accept and handoff against the sockets. A socket whose address is
 // wrong has no network and is left out: its problem is told already.
-func (d *decoder) checkHandoff(since int, keys map[string]any) {
+func (d *decoder) checkHandoff(since int) {
 	s := d.service
-	if s.Accept {
+	if s.Accept && !d.adopts() { // which goes with no socket at all
 		var without []string
-		for i := range s.Sockets {
-			if a := s.Sockets[i].Address; a.Network != 0 && !a.Network.Connections() {
-				without = append(without, a.String())
+		for i := range d.elements {
+			if e := &d.elements[i]; e.spec.Address.Network != 0 && !e.spec.Address.Network.Connections() {
+				without = append(without, e.String())
 			}
 		}
 		if len(without) > 0 {
 			d.wrongKey("accept", "needs %s, not %s", forTCP|forUnix|forUnixpacket, strings.Join(without, ", "))
 		}
 	}
-	// With a bad value in accept the two rules below would speak of an accept = false
+	// With a bad value in accept the rules below would speak of an accept = false
 	// that nobody wrote.
 	if d.failed(since, "accept", "handoff") {
 		return
 	}
-	if s.Handoff == supervisor.Stdio && !s.Accept && len(s.Sockets) > 1 {
-		d.wrongKey("handoff", `"stdio" hands over one socket, and there are %d; write accept = true or use "listen-fds"`, len(s.Sockets))
+	if n := len(d.elements); s.Handoff == supervisor.Stdio && !s.Accept && n > 1 {
+		d.wrongKey("handoff", `"stdio" hands over one socket, and there are %d; write accept = true or use "listen-fds"`, n)
+	}
+	if d.adopts() {
+		d.checkBindable()
 	}
 	if s.Exec.UCSPIEnv && !s.Accept {
 		d.wrongKey("ucspi_env", "needs accept = true")
+	}
+}
+
+// checkBindable checks that the program can get its sockets by binding them.
+func (d *decoder) checkBindable() {
+	if d.service.Accept {
+		d.wrongKey("handoff", `"adopt" needs accept = false: with accept = true a process gets a connection, and binds nothing`)
+	}
+	var fifos []string
+	for i := range d.elements {
+		if e := &d.elements[i]; e.spec.Address.Network == activation.FIFO {
+			fifos = append(fifos, e.String())
+		}
+	}
+	if len(fifos) > 0 {
+		d.wrongKey("handoff", `"adopt" is for what programs bind, not for %s`, strings.Join(fifos, ", "))
 	}
 }
 
@@ -155,8 +185,8 @@ func (d *decoder) checkIdle(since int, keys map[string]any) {
 		d.wrongKey(key, "makes no sense with accept = true: each process serves one connection and ends with it")
 	}
 	// Unix datagrams leave no trace but their queue, which the service empties.
-	for i := range d.service.Sockets {
-		if a := d.service.Sockets[i].Address; a.Network == activation.Unixgram {
+	for i := range d.elements {
+		if a := d.elements[i].spec.Address; a.Network == activation.Unixgram {
 			d.wrongKey(key, "cannot be used with %s: the kernel keeps no account of Unix datagrams, so that nobody can tell when it is idle", a)
 		}
 	}
@@ -166,34 +196,53 @@ func (d *decoder) checkIdle(since int, keys map[string]any) {
 // before: for each socket the first one, which is enough to find the mistake.
 func (d *decoder) checkConflicts(keys map[string]any) {
 	_, single := keys["listen"].(string)
-	for i := range d.service.Sockets {
-		spec := &d.service.Sockets[i]
+	next := 0
+	for i := range d.elements {
+		e := entry{service: d.service, source: d.source, listed: !single, index: i}
+		if s := &d.elements[i]; s.learn {
+			e.pattern = s.pattern.String()
+			d.occupy(e, s.occupied()...)
+			continue
+		}
+		d.occupy(e, &d.service.Sockets[next])
+		next++
+	}
+}
+
+// occupy gives the specs to an element of listen, and notes the first of them that somebody has.
+func (d *decoder) occupy(element entry, specs ...*activation.Spec) {
+	told := false
+	for _, spec := range specs {
 		if spec.Address.Network == 0 {
 			continue
 		}
-		e := &entry{spec: spec, service: d.service, source: d.source, listed: !single, index: i}
-		if o := d.book.conflict(spec); o != nil {
+		e := element
+		e.spec = spec
+		if o := d.book.conflict(spec); o != nil && !told {
+			told = true
 			how := "is already used by"
-			if o.spec.Address != spec.Address {
-				how = "overlaps with " + o.spec.Address.String() + " of"
+			if o.String() != e.String() {
+				how = "overlaps with " + o.String() + " of"
 			}
-			d.wrongAt(e.path(), e.path(), "%s %s service %q", spec.Address, how, o.service.Name)
+			d.wrongAt(e.path(), e.path(), "%s %s service %q", &e, how, o.service.Name)
 			d.other(o.source, o.path()...)
 		}
-		d.book.add(e)
+		d.book.add(&e)
 	}
 }
 
 // handoff reads how the process gets its sockets.
 func (d *decoder) handoff(raw any) {
-	// Words of the documentation, so not a spelling mistake.
-	if raw == "adopt" || raw == "gate" {
+	// A word of the documentation, so not a spelling mistake.
+	if raw == "gate" {
 		d.wrong("%q is not available in this version", raw)
 		return
 	}
 	var word string
-	if d.choice(raw, &word, "listen-fds", "stdio") && word == "stdio" {
-		d.service.Handoff = supervisor.Stdio
+	if d.choice(raw, &word, "listen-fds", "stdio", "adopt") {
+		d.service.Handoff = map[string]supervisor.Handoff{
+			"listen-fds": supervisor.ListenFDs, "stdio": supervisor.Stdio, "adopt": supervisor.Adopt,
+		}[word]
 	}
 }
 

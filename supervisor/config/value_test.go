@@ -125,7 +125,7 @@ func TestNearest(t *testing.T) {
 	words := newSchema().service.names()
 	for word, want := range map[string]string{
 		"comand": "command", "command ": "command", "listne": "listen", "Listen": "listen", "idle_timeuot": "idle_timeout",
-		"env": "", "ready": "", "x": "", "usr": "user", "": "",
+		"env": "", "resources": "", "x": "", "usr": "user", "": "",
 	} {
 		if got := nearest(word, words); got != want {
 			t.Errorf("%q: got %q, want %q", word, got, want)

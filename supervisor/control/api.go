@@ -17,6 +17,7 @@ import (
 //	POST /v1/services/NAME/freeze          200: supervisor.Status, once the service stands still
 //	POST /v1/services/NAME/thaw            200: supervisor.Status
 //	POST /v1/services/NAME/reset           200: supervisor.Status
+//	POST /v1/services/NAME/learn           200: []supervisor.LearnedSocket, once it is known where the program listens
 //	GET  /v1/version                       200: Version
 //
 // Everything else is an [ErrorReply]. None of them takes a body.
@@ -28,6 +29,7 @@ const (
 	pathFreeze  = "/v1/services/{name}/freeze"
 	pathThaw    = "/v1/services/{name}/thaw"
 	pathReset   = "/v1/services/{name}/reset"
+	pathLearn   = "/v1/services/{name}/learn"
 	pathVersion = "/v1/version"
 
 	paramService = "service" // the name of one service; absent: all, in the order of the configuration
@@ -54,6 +56,7 @@ type Supervisor interface {
 	Freeze(ctx context.Context, name string) (supervisor.Status, error)
 	Thaw(ctx context.Context, name string) (supervisor.Status, error)
 	Reset(ctx context.Context, name string) (supervisor.Status, error)
+	Learn(ctx context.Context, name string) ([]supervisor.LearnedSocket, error)
 }
 
 // statusCode says how HTTP calls an error of the supervisor.
@@ -61,7 +64,7 @@ func statusCode(err error) int {
 	switch {
 	case errors.Is(err, supervisor.ErrUnknownService):
 		return http.StatusNotFound
-	case errors.Is(err, supervisor.ErrPerConnection), errors.Is(err, supervisor.ErrNotRunning):
+	case errors.Is(err, supervisor.ErrPerConnection), errors.Is(err, supervisor.ErrNotRunning), errors.Is(err, supervisor.ErrNothingToLearn):
 		return http.StatusConflict
 	case errors.Is(err, supervisor.ErrShuttingDown):
 		return http.StatusServiceUnavailable

@@ -86,6 +86,19 @@ func (c Client) Reset(ctx context.Context, name string) (supervisor.Status, erro
 	return c.act(ctx, pathReset, name)
 }
 
+// Learn returns where the program of the service listens. It returns once that is known.
+func (c Client) Learn(ctx context.Context, name string) ([]supervisor.LearnedSocket, error) {
+	body, err := c.do(ctx, http.MethodPost, strings.Replace(pathLearn, "{name}", url.PathEscape(name), 1))
+	if err != nil {
+		return nil, err
+	}
+	var list []supervisor.LearnedSocket
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("read learned sockets: %w", err)
+	}
+	return list, nil
+}
+
 func (c Client) act(ctx context.Context, path, name string) (supervisor.Status, error) {
 	var st supervisor.Status
 	body, err := c.do(ctx, http.MethodPost, strings.Replace(path, "{name}", url.PathEscape(name), 1))

@@ -197,6 +197,10 @@ func (s *Server) routes(sup Supervisor) http.Handler {
 			return st, statusCode(err), err
 		})
 	}
+	handle(http.MethodPost, pathLearn, func(r *http.Request) (any, int, error) {
+		list, err := sup.Learn(r.Context(), r.PathValue("name"))
+		return list, statusCode(err), err
+	})
 	handle(http.MethodGet, pathVersion, func(*http.Request) (any, int, error) {
 		return Version{Version: s.opts.Version}, 0, nil
 	})

@@ -99,6 +99,14 @@ func (f *fake) Reset(ctx context.Context, name string) (supervisor.Status, error
 	return f.one(ctx, name)
 }
 
+func (f *fake) Learn(_ context.Context, name string) ([]supervisor.LearnedSocket, error) {
+	f.note("learn %q", name)
+	if name == "git" {
+		return nil, fmt.Errorf("service %q: %w", name, supervisor.ErrNothingToLearn)
+	}
+	return []supervisor.LearnedSocket{{Address: "tcp://[::]:80", Family: "dual"}}, nil
+}
+
 func options(path string) Options {
 	return Options{Path: path, Version: "v1.2.3", Logger: slog.New(slog.DiscardHandler)}
 }
@@ -178,6 +186,8 @@ func TestReplies(t *testing.T) {
 		{request: "POST /v1/services/web/freeze", code: 200, call: `freeze "web"`},
 		{request: "POST /v1/services/web/thaw", code: 200, call: `thaw "web"`},
 		{request: "POST /v1/services/web/reset", code: 200, call: `reset "web"`},
+		{request: "POST /v1/services/web/learn", code: 200, call: `learn "web"`},
+		{request: "POST /v1/services/git/learn", code: 409, call: `learn "git"`, error: `service "git": only with handoff = "adopt" does a program bind its sockets itself`},
 		{request: "POST /v1/services/a%2Fb/sleep", code: 404, error: `service "a/b": unknown service`, call: `sleep "a/b"`},
 		{request: "POST /v1/services/late/wake", code: 503, error: supervisor.ErrShuttingDown.Error(), call: `wake "late"`},
 		{request: "POST /v1/services/each/freeze", code: 409, error: `service "each": ` + supervisor.ErrPerConnection.Error(), call: `freeze "each"`},

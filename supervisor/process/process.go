@@ -18,8 +18,9 @@ type Process struct {
 	pid   int
 	pidfd int
 
-	mu     sync.Mutex // held over a signal, so that Reap cannot come between
-	reaped bool
+	mu       sync.Mutex // held over a signal, so that Reap cannot come between
+	reaped   bool
+	listener int // of Spec.Filter; owned until it is taken; -1: none
 }
 
 // PID returns the process id, which is the id of its group too.
@@ -28,6 +29,17 @@ func (p *Process) PID() int { return p.pid }
 // PIDFD returns a descriptor that becomes readable when the process is dead;
 // see pidfd_open(2). It is borrowed: Reap closes it.
 func (p *Process) PIDFD() int { return p.pidfd }
+
+// TakeListener returns the descriptor on which the kernel asks about what Spec.Filter says (seccomp_unotify(2)), and
+// which is the caller's from then on; -1 where there is none, or it was taken. Until it is closed the
+// program waits for the answers. One that nobody takes is closed by Reap.
+func (p *Process) TakeListener() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fd := p.listener
+	p.listener = -1
+	return fd
+}
 
 // Signal sends a signal to this process alone. It does nothing if the process has ended.
 func (p *Process) Signal(sig syscall.Signal) error {
@@ -110,6 +122,10 @@ func (p *Process) collect() (ExitStatus, error) {
 	}
 	p.reaped = true
 	family.reaped(p.pid)
+	if p.listener >= 0 {
+		_ = unix.Close(p.listener) // nobody can ask any more, or is to be answered
+		p.listener = -1
+	}
 	if err := unix.Close(p.pidfd); err != nil {
 		return ExitStatus{}, fmt.Errorf("close pidfd of process %d: %w", p.pid, err)
 	}

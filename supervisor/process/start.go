@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/user"
 	"strconv"
@@ -31,6 +32,10 @@ type Spec struct {
 	Stdout, Stderr int
 	// Identity is who the process runs as; nil: as the supervisor.
 	Identity *Identity
+	// Filter is a seccomp filter that asks about system calls (SECCOMP_RET_USER_NOTIF, seccomp(2)), of the program and all
+	// that descend from it; [Process.TakeListener] is where it asks. Without CAP_SYS_ADMIN the program gets
+	// no_new_privs, too (prctl(2)). nil: none.
+	Filter []unix.SockFilter
 	// Tree is where the process and its descendants are kept together; nil: nowhere. With
 	// one, the environment says INVOCATION_ID: 32 hexadecimal digits, others for each start.
 	Tree *Tree
@@ -93,7 +98,7 @@ func (s *Spawner) Start(spec *Spec) (*Process, error) {
 	case errno != 0:
 		return nil, &StartError{Op: "clone", Err: errno}
 	}
-	p := &Process{pid: pid, pidfd: pidfd}
+	p := &Process{pid: pid, pidfd: pidfd, listener: int(c.listener)}
 	if c.failed != stageNone {
 		err = c.startError(spec)
 	} else if releaseErr != nil {
@@ -160,7 +165,11 @@ func (spec *Spec) descriptors() []int {
 
 // prepare lays out everything that the child will need.
 func (s *Spawner) prepare(spec *Spec) (*child, error) {
-	c := &child{ignore: s.ignored, pidfd: -1}
+	c := &child{ignore: s.ignored, pidfd: -1, listener: -1}
+	if n := len(spec.Filter); n > 0 {
+		c.filter = unix.SockFprog{Len: uint16(n), Filter: &spec.Filter[0]}
+		c.filterFlags = filterFlags()
+	}
 	c.alarm.value = unix.NsecToTimespec(int64(s.timeout))
 	c.event.signal = int32(unix.SIGKILL)
 	x := spec.Exec
@@ -219,6 +228,17 @@ func (s *Spawner) prepare(spec *Spec) (*child, error) {
 	return c, nil
 }
 
+// filterFlags are those that seccomp(2) gets. With WAIT_KILLABLE_RECV (Linux 5.19) signals other than those that kill wait until
+// a call that was asked about is answered.
+func filterFlags() uintptr {
+	flags := uintptr(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+	// With a program that is nowhere, flags that the kernel knows are EFAULT, and nothing comes of it.
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, 0); errno == unix.EFAULT {
+		return flags
+	}
+	return unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+}
+
 // identify notes what has to be changed to become id. What already holds is
 // left alone, so that an ordinary user's supervisor can start services as itself.
 func (c *child) identify(id *Identity) {
@@ -256,6 +276,11 @@ func (c *child) startError(spec *Spec) error {
 	switch c.failed {
 	case stageNone:
 		panic("unreachable: the child did not fail")
+	case stageFilter:
+		e.Op = "seccomp"
+		if errors.Is(e.Err, unix.EBUSY) {
+			e.Err = fmt.Errorf("a filter of whoever started the supervisor asks about system calls, and the kernel allows one that does: %w", e.Err)
+		}
 	case stageUnshare:
 		e.Op = "close_range"
 	case stageSession:

@@ -27,6 +27,10 @@ type child struct {
 	uid    int
 	gid    int
 
+	filter      unix.SockFprog // a seccomp filter; none where Len is 0
+	filterFlags uintptr        // of seccomp(2)
+	listener    int32          // on which the kernel asks about what the filter says, in the supervisor's table; written by the child
+
 	setGroups bool
 	setIDs    bool
 	setLimit  bool
@@ -50,6 +54,7 @@ type stage uint8
 
 const (
 	stageNone stage = iota
+	stageFilter
 	stageUnshare
 	stageTimer
 	stageSession
@@ -167,6 +172,21 @@ func vfork(c *child, clearHandlers bool) (pid, errno uintptr) {
 
 	// From here on: the child.
 
+	// As long as the descriptor table is the supervisor's too, the listener comes into existence there. Without
+	// CAP_SYS_ADMIN a filter takes no_new_privs, with which no program that is executed gains privileges.
+	if c.filter.Len > 0 {
+		r, _, e = syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, c.filterFlags, uintptr(unsafe.Pointer(&c.filter)))
+		if e == syscall.EACCES {
+			if _, _, e = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e == 0 {
+				r, _, e = syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, c.filterFlags, uintptr(unsafe.Pointer(&c.filter)))
+			}
+		}
+		if e != 0 {
+			c.failed = stageFilter
+			goto fail
+		}
+		c.listener = int32(r)
+	}
 	// A descriptor table of its own. The kernel (5.9) copies only what is below
 	// "above", so thousands of sockets in the supervisor's table cost nothing.
 	if _, _, e = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(c.above), ^uintptr(0)>>32, unix.CLOSE_RANGE_UNSHARE); e != 0 {

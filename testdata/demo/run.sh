@@ -15,13 +15,13 @@ finish() {
 trap finish EXIT
 trap 'exit 0' INT TERM
 
-printf '[hibergated]\ncontrol = "%s"\n\n' "$dir/control.sock" >"$dir/demo.toml"
-sed -e "s|@HELLO@|$hello|" -e "s|:8080|:$port|" "$here/demo.toml" >>"$dir/demo.toml"
+printf '[hibergated]\ncontrol = "%s"\nstate = "%s"\n\n' "$dir/control.sock" "$dir/state" >"$dir/demo.toml"
+sed -e "s|@HELLO@|$hello|" -e "s|:8080|:$port|g" "$here/demo.toml" >>"$dir/demo.toml"
 say() { printf '\n# %s\n' "$*"; }
 status() { echo "\$ hibergated status"; "$hibergated" --control "$dir/control.sock" status; }
 url=http://127.0.0.1:$port/
 
-say "The configuration:"
+say "The configuration. hello is a web server that opens its port by itself, and knows nothing of hibergated:"
 cat "$here/demo.toml"
 say "hibergated listens; no process runs."
 "$hibergated" run --config "$dir/demo.toml" &

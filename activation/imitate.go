@@ -1,0 +1,208 @@
+package activation
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// imitated are the options that a program may set on a socket before it binds it, beside those of which
+// [Socket.Imitate] speaks itself. That some are not of this kind of socket, or of this kernel, is no error.
+func imitated() []option {
+	return []option{
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+		{unix.SOL_SOCKET, unix.SO_OOBINLINE},
+		{unix.SOL_SOCKET, unix.SO_BROADCAST},
+		{unix.SOL_SOCKET, unix.SO_DONTROUTE},
+		{unix.SOL_SOCKET, unix.SO_RCVLOWAT},
+		{unix.SOL_SOCKET, unix.SO_MARK},
+		{unix.SOL_SOCKET, unix.SO_NO_CHECK},
+		{unix.SOL_SOCKET, unix.SO_PASSCRED},
+		{unix.SOL_SOCKET, unix.SO_PASSSEC},
+		{unix.SOL_SOCKET, unix.SO_RXQ_OVFL},
+		{unix.SOL_SOCKET, unix.SO_TIMESTAMP},
+		{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS},
+		{unix.SOL_SOCKET, unix.SO_TIMESTAMPING},
+		{unix.SOL_SOCKET, unix.SO_BUSY_POLL},
+		{unix.SOL_SOCKET, unix.SO_PREFER_BUSY_POLL},
+		{unix.SOL_SOCKET, unix.SO_ZEROCOPY},
+		{unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE},
+
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY},
+		{unix.IPPROTO_TCP, unix.TCP_CORK},
+		{unix.IPPROTO_TCP, unix.TCP_MAXSEG},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
+		{unix.IPPROTO_TCP, unix.TCP_SYNCNT},
+		{unix.IPPROTO_TCP, unix.TCP_LINGER2},
+		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT},
+		{unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP},
+		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT},
+		{unix.IPPROTO_TCP, unix.TCP_FASTOPEN},
+		{unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT},
+		{unix.IPPROTO_TCP, unix.TCP_SAVE_SYN},
+		{unix.IPPROTO_TCP, unix.TCP_THIN_LINEAR_TIMEOUTS},
+		{unix.IPPROTO_TCP, unix.TCP_INQ},
+
+		{unix.IPPROTO_UDP, unix.UDP_CORK},
+		{unix.IPPROTO_UDP, unix.UDP_ENCAP},
+		{unix.IPPROTO_UDP, unix.UDP_SEGMENT},
+		{unix.IPPROTO_UDP, unix.UDP_GRO},
+		{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX},
+		{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX},
+
+		{unix.IPPROTO_IP, unix.IP_TOS},
+		{unix.IPPROTO_IP, unix.IP_TTL},
+		{unix.IPPROTO_IP, unix.IP_MINTTL},
+		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER},
+		{unix.IPPROTO_IP, unix.IP_RECVERR},
+		{unix.IPPROTO_IP, unix.IP_RECVERR_RFC4884},
+		{unix.IPPROTO_IP, unix.IP_PKTINFO},
+		{unix.IPPROTO_IP, unix.IP_RECVOPTS},
+		{unix.IPPROTO_IP, unix.IP_RETOPTS},
+		{unix.IPPROTO_IP, unix.IP_RECVTOS},
+		{unix.IPPROTO_IP, unix.IP_RECVTTL},
+		{unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR},
+		{unix.IPPROTO_IP, unix.IP_RECVFRAGSIZE},
+		{unix.IPPROTO_IP, unix.IP_FREEBIND},
+		{unix.IPPROTO_IP, unix.IP_TRANSPARENT},
+		{unix.IPPROTO_IP, unix.IP_MULTICAST_TTL},
+		{unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP},
+		{unix.IPPROTO_IP, unix.IP_MULTICAST_ALL},
+		{unix.IPPROTO_IP, unix.IP_CHECKSUM},
+
+		{unix.IPPROTO_IPV6, unix.IPV6_TCLASS},
+		{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS},
+		{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT},
+		{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER},
+		{unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG},
+		{unix.IPPROTO_IPV6, unix.IPV6_AUTOFLOWLABEL},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVERR},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVORIGDSTADDR},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVFRAGSIZE},
+		{unix.IPPROTO_IPV6, unix.IPV6_FREEBIND},
+		{unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT},
+		{unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS},
+		{unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP},
+		{unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL},
+
+		{unix.SOL_SOCKET, unix.SO_PRIORITY}, // after IP_TOS, which sets one of its own (socket(7))
+	}
+}
+
+// Imitate gives the socket what a program has set on one of its own, of the same kind but for the protocol
+// (MPTCP), which the program is about to lose for this one: integer options, buffer sizes, linger, time limits and
+// congestion control, and O_NONBLOCK. What the program has left as it was becomes again what this socket had
+// before the first call; it is found by comparing with a new socket. The descriptor is borrowed.
+//
+// Some options take privilege that the program had and we may lack. The error says which could not be
+// set; all others are.
+func (s *Socket) Imitate(fd int) error {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return s.failure("imitate socket of a program for", err)
+	}
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return s.failure("imitate socket of a program for", err)
+	}
+	plain, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return s.failure("imitate socket of a program for", err)
+	}
+	defer unix.Close(plain) //nolint:errcheck // it was only compared with
+	errs := []error{s.imitateOptions(fd, plain), s.imitateTimes(fd), copyBuffers(s.fd, fd), copyNonblock(s.fd, fd)}
+	if s.addr.Network == TCP {
+		errs = append(errs, copyCongestion(s.fd, fd))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return s.failure("imitate socket of a program for", err)
+	}
+	return nil
+}
+
+// imitateOptions is about those that are integers.
+func (s *Socket) imitateOptions(fd, plain int) error {
+	options := imitated()
+	first := s.own == nil
+	if first {
+		s.own = make([]int32, len(options))
+	}
+	var errs []error
+	for i, o := range options {
+		theirs, err := unix.GetsockoptInt(fd, o.level, o.name)
+		if err != nil {
+			continue // no such option
+		}
+		usual, err := unix.GetsockoptInt(plain, o.level, o.name)
+		if err != nil {
+			continue
+		}
+		ours, err := unix.GetsockoptInt(s.fd, o.level, o.name)
+		if err != nil {
+			continue // an IPv6 program with an IPv4 socket
+		}
+		if first {
+			s.own[i] = int32(ours)
+			if s.spec.Options.PacketInfo && (o == option{unix.IPPROTO_IP, unix.IP_PKTINFO} || o == option{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO}) {
+				s.own[i] = 0 // it was for the datagrams that wait
+			}
+		}
+		want := int(s.own[i])
+		if theirs != usual {
+			want = theirs
+		}
+		if ours == want {
+			continue
+		}
+		if err := unix.SetsockoptInt(s.fd, o.level, o.name, want); err != nil {
+			errs = append(errs, fmt.Errorf("socket option %d of level %d: %w", o.name, o.level, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// imitateTimes copies SO_LINGER, SO_RCVTIMEO and SO_SNDTIMEO, which [Socket.Restore] sets back.
+func (s *Socket) imitateTimes(fd int) error {
+	linger, err := unix.GetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER)
+	if err == nil && linger.Onoff != 0 {
+		err = unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, linger)
+	}
+	for _, name := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
+		if err != nil {
+			break
+		}
+		var limit *unix.Timeval
+		if limit, err = unix.GetsockoptTimeval(fd, unix.SOL_SOCKET, name); err == nil && *limit != (unix.Timeval{}) {
+			err = unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, name, limit)
+		}
+	}
+	return err
+}
+
+// copyNonblock copies the flag of the open file description that poll(2) and its like do not depend on.
+func copyNonblock(to, from int) error {
+	flags, err := unix.FcntlInt(uintptr(from), unix.F_GETFL, 0)
+	if err != nil {
+		return err
+	}
+	return unix.SetNonblock(to, flags&unix.O_NONBLOCK != 0)
+}
+
+// Copy gives a socket that is not bound yet what is set on another one of the same address family and type, which is
+// not bound either. Both are borrowed.
+func Copy(to, from int) error {
+	var errs []error
+	for _, o := range append(likeness(), option{unix.SOL_SOCKET, unix.SO_REUSEPORT}) {
+		if _, err := unix.GetsockoptInt(from, o.level, o.name); err == nil {
+			errs = append(errs, o.copy(to, from))
+		}
+	}
+	errs = append(errs, copyBuffers(to, from), copyNonblock(to, from))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"hibergate/supervisor"
+)
+
+func learnCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "learn",
+		Usage:     "print where the program of a service listens, as a configuration that says so; with handoff = \"adopt\" only",
+		ArgsUsage: "SERVICE",
+		Flags:     []cli.Flag{configFlag(), controlFlag()},
+		Action: func(c *cli.Context) error {
+			service, err := oneService(c)
+			if err != nil {
+				return err
+			}
+			client, err := newClient(c)
+			if err != nil {
+				return err
+			}
+			ctx, stop := interruptible(c)
+			defer stop()
+			list, err := client.Learn(ctx, service)
+			if err != nil {
+				return err
+			}
+			return printLearned(c.App.Writer, service, list)
+		},
+	}
+}
+
+// printLearned prints sockets as the configuration takes them.
+func printLearned(w io.Writer, service string, list []supervisor.LearnedSocket) error {
+	var out strings.Builder
+	name := service
+	if strings.Contains(name, ".") {
+		name = strconv.Quote(name)
+	}
+	fmt.Fprintf(&out, "[service.%s]\nlisten = [\n", name)
+	for i := range list {
+		fmt.Fprintf(&out, "\t%s,\n", element(&list[i]))
+	}
+	out.WriteString("]\n")
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
+// element is one socket in TOML: its address, or a table where that is not all.
+func element(l *supervisor.LearnedSocket) string {
+	pairs := []string{"address = " + tomlString(l.Address)}
+	for _, p := range []struct{ key, value string }{
+		{"family", l.Family}, {"device", l.Device}, {"mode", l.Mode}, {"owner", l.Owner}, {"group", l.Group},
+	} {
+		if p.value != "" {
+			pairs = append(pairs, p.key+" = "+tomlString(p.value))
+		}
+	}
+	if l.FreeBind {
+		pairs = append(pairs, "free_bind = true")
+	}
+	if len(pairs) == 1 {
+		return tomlString(l.Address)
+	}
+	return "{ " + strings.Join(pairs, ", ") + " }"
+}
+
+// tomlString quotes a text as a basic string. Addresses and names have no control characters, so what differs
+// from Go does not occur.
+func tomlString(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
