@@ -9,11 +9,12 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 FUZZTIME ?= 10s
 BENCH    ?= .
 STORM    ?=
+ADOPT    ?= .
 
 # "./..." leaves testdata out.
-PACKAGES := ./... ./testdata/storm/...
+PACKAGES := ./... ./testdata/storm/... ./testdata/adopt/...
 
-.PHONY: all build test race e2e fuzz bench storm lint fmt fmt-diff vet mod docs check demo install clean
+.PHONY: all build test race e2e fuzz bench storm adopt lint fmt fmt-diff vet mod docs check demo install clean
 all: build
 
 build:
@@ -45,6 +46,11 @@ bench:
 storm: build
 	CGO_ENABLED=0 go build -trimpath -o bin/storm ./testdata/storm
 	bin/storm -hibergated bin/hibergated $(STORM)
+
+# Programs that know nothing of hibergated through 200 cycles each, one program after the other, and how long their clients wait.
+#   make adopt ADOPT=nginx HIBERGATED_CYCLES=1000
+adopt:
+	HIBERGATED_CYCLES=$${HIBERGATED_CYCLES:-200} CGO_ENABLED=0 go test -count=1 -v -parallel 1 -timeout 0 -run '^TestAdopt$$/$(ADOPT)' ./cmd/hibergated
 
 lint: $(LINT)
 	$(LINT) config verify

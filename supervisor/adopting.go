@@ -44,13 +44,13 @@ func (s *Supervisor) attach(u *unit, p Process) {
 		return
 	}
 	u.session = session
-	s.sessions++
 }
 
 // learnOf is what a session is to learn of.
 func learnOf(svc *Service) []adopt.Learn {
 	out := make([]adopt.Learn, len(svc.Learn))
 	for i, l := range svc.Learn {
+		l.Spec.Options.PacketInfo = true // of UDP sockets
 		out[i] = adopt.Learn(l)
 	}
 	return out
@@ -83,7 +83,6 @@ func (s *Supervisor) adopted(now time.Time, u *unit, run uint64, e adopt.Event) 
 	current := u.run == run
 	switch e.Kind {
 	case adopt.Ended:
-		s.sessions--
 		if current {
 			u.session = nil
 		}

@@ -57,7 +57,6 @@ type Supervisor struct {
 	// Owned by Run.
 	units     []*unit
 	nextKey   uint32               // for the looker
-	sessions  int                  // adopt.Sessions that have not ended
 	notifiers map[uint64]*notifier // by token
 	byName    map[string]*unit
 	procs     map[uint64]*instance // by token

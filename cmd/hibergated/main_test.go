@@ -27,6 +27,9 @@ var programs = map[string]func(){
 
 	"accept-and-fork": acceptAndFork,
 	"hostile":         hostile,
+	"go-http":         goHTTP,
+	"bind-storm":      bindStorm,
+	"call-meter":      callMeter,
 
 	"storm": func() { os.Exit(storm.Main(os.Args, os.Stdout, os.Stderr)) },
 }
