@@ -38,7 +38,6 @@ func imitated() []option {
 		{unix.IPPROTO_TCP, unix.TCP_SYNCNT},
 		{unix.IPPROTO_TCP, unix.TCP_LINGER2},
 		{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT},
-		{unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP},
 		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT},
 		{unix.IPPROTO_TCP, unix.TCP_FASTOPEN},
 		{unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT},
@@ -116,9 +115,9 @@ func (s *Socket) Imitate(fd int) error {
 		return s.failure("imitate socket of a program for", err)
 	}
 	defer unix.Close(plain) //nolint:errcheck // it was only compared with
-	errs := []error{s.imitateOptions(fd, plain), s.imitateTimes(fd), copyBuffers(s.fd, fd), copyNonblock(s.fd, fd)}
+	errs := []error{s.imitateOptions(fd, plain), s.imitateTimes(fd), s.imitateBuffers(fd), copyNonblock(s.fd, fd)}
 	if s.addr.Network == TCP {
-		errs = append(errs, copyCongestion(s.fd, fd))
+		errs = append(errs, s.imitateCongestion(fd, plain))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return s.failure("imitate socket of a program for", err)
@@ -129,9 +128,8 @@ func (s *Socket) Imitate(fd int) error {
 // imitateOptions is about those that are integers.
 func (s *Socket) imitateOptions(fd, plain int) error {
 	options := imitated()
-	first := s.own == nil
-	if first {
-		s.own = make([]int32, len(options))
+	if s.own == nil {
+		s.own = s.ownOptions(options)
 	}
 	var errs []error
 	for i, o := range options {
@@ -147,12 +145,6 @@ func (s *Socket) imitateOptions(fd, plain int) error {
 		if err != nil {
 			continue // an IPv6 program with an IPv4 socket
 		}
-		if first {
-			s.own[i] = int32(ours)
-			if s.spec.Options.PacketInfo && (o == option{unix.IPPROTO_IP, unix.IP_PKTINFO} || o == option{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO}) {
-				s.own[i] = 0 // it was for the datagrams that wait
-			}
-		}
 		want := int(s.own[i])
 		if theirs != usual {
 			want = theirs
@@ -165,6 +157,95 @@ func (s *Socket) imitateOptions(fd, plain int) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ownOptions reads the options before any of them is changed, as some change others.
+func (s *Socket) ownOptions(options []option) []int32 {
+	own := make([]int32, len(options))
+	for i, o := range options {
+		value, err := unix.GetsockoptInt(s.fd, o.level, o.name)
+		packetInfo := o == option{unix.IPPROTO_IP, unix.IP_PKTINFO} || o == option{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO}
+		switch {
+		case err != nil:
+		case packetInfo && s.spec.Options.PacketInfo: // that was for the datagrams that wait
+		case o == option{unix.IPPROTO_TCP, unix.TCP_MAXSEG}: // 0 is for none; the kernel tells another number
+		default:
+			own[i] = int32(value)
+		}
+	}
+	return own
+}
+
+// imitateCongestion is about TCP_CONGESTION, which is a string.
+func (s *Socket) imitateCongestion(fd, plain int) error {
+	theirs, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	if err != nil {
+		return nil //nolint:nilerr // an MPTCP socket of an old kernel
+	}
+	usual, err := unix.GetsockoptString(plain, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	if err == nil && s.congestion == "" {
+		s.congestion, err = unix.GetsockoptString(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	}
+	if err != nil {
+		return err
+	}
+	want := s.congestion
+	if theirs != usual {
+		want = theirs
+	}
+	if ours, err := unix.GetsockoptString(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || ours == want {
+		return err
+	}
+	return unix.SetsockoptString(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, want)
+}
+
+// ownBuffers are the sizes of the buffers, as the kernel tells them, and who of them was set (SO_BUF_LOCK, socket(7), Linux 5.14).
+type ownBuffers struct{ receive, send, set int }
+
+// imitateBuffers copies the sizes that a program has set, and has the kernel adapt the others again.
+func (s *Socket) imitateBuffers(fd int) error {
+	if s.buffers == nil {
+		own, err := readBuffers(s.fd)
+		if unknownOption(err) {
+			return nil // an old kernel does not tell what a program has set
+		}
+		if err != nil {
+			return err
+		}
+		s.buffers = &own
+	}
+	now, err := readBuffers(s.fd)
+	if err != nil {
+		return err
+	}
+	err = copyBuffers(s.fd, fd)
+	theirs, e := readBuffers(fd)
+	if err != nil || e != nil {
+		return errors.Join(err, e)
+	}
+	// Setting a size is a lock on it, which is then as it was.
+	back := now.set &^ theirs.set
+	if back&lockedReceive != 0 && now.receive != s.buffers.receive {
+		err = setBuffer(s.fd, s.buffers.receive, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
+	}
+	if err == nil && back&lockedSend != 0 && now.send != s.buffers.send {
+		err = setBuffer(s.fd, s.buffers.send, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
+	}
+	if want := s.buffers.set | theirs.set; err == nil && back != 0 && want != now.set|theirs.set {
+		err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, want)
+	}
+	return err
+}
+
+func readBuffers(fd int) (b ownBuffers, err error) {
+	if b.set, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK); err != nil {
+		return b, err
+	}
+	if b.receive, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err != nil {
+		return b, err
+	}
+	b.send, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	return b, err
 }
 
 // imitateTimes copies SO_LINGER, SO_RCVTIMEO and SO_SNDTIMEO, which [Socket.Restore] sets back.
@@ -195,14 +276,18 @@ func copyNonblock(to, from int) error {
 }
 
 // Copy gives a socket that is not bound yet what is set on another one of the same address family and type, which is
-// not bound either. Both are borrowed.
+// not bound either, and the same owner. Both are borrowed.
 func Copy(to, from int) error {
-	var errs []error
+	errs := []error{sameOwner(to, from)}
 	for _, o := range append(likeness(), option{unix.SOL_SOCKET, unix.SO_REUSEPORT}) {
-		if _, err := unix.GetsockoptInt(from, o.level, o.name); err == nil {
+		_, theirs := unix.GetsockoptInt(from, o.level, o.name)
+		_, ours := unix.GetsockoptInt(to, o.level, o.name)
+		if theirs == nil && ours == nil {
 			errs = append(errs, o.copy(to, from))
 		}
 	}
-	errs = append(errs, copyBuffers(to, from), copyNonblock(to, from))
-	return errors.Join(errs...)
+	if err := copyBuffers(to, from); !unknownOption(err) {
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, copyNonblock(to, from))...)
 }

@@ -320,8 +320,8 @@ func (s *Socket) adopt(in *inherited) error {
 			return err
 		}
 	}
-	if s.addr.Network != FIFO {
-		if err := errors.Join(s.unshare(), s.remember()); err != nil {
+	if s.unsettled = s.addr.Network == TCP && !in.listening; s.addr.Network != FIFO && !s.unsettled {
+		if err := s.settle(); err != nil {
 			return err
 		}
 	}
@@ -329,6 +329,12 @@ func (s *Socket) adopt(in *inherited) error {
 		return s.adoptPath()
 	}
 	return nil
+}
+
+// settle is what is left to be done when the socket listens.
+func (s *Socket) settle() error {
+	s.unsettled = false
+	return errors.Join(s.unshare(), s.remember())
 }
 
 // adoptPath changes of the file only what spec says: systemd has settled the rest, and

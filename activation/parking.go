@@ -117,6 +117,11 @@ func (s *Socket) Unpark() error {
 	if err := s.beginUnpark(); err != nil {
 		return s.failure("unpark", err)
 	}
+	return s.FinishUnpark()
+}
+
+// FinishUnpark is Unpark after [Socket.Readmit], and does nothing if Park has come since.
+func (s *Socket) FinishUnpark() error {
 	waitForSoftIRQs()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,6 +224,7 @@ func (s *Socket) openPlace() (*parkingPlace, error) {
 		s.letNobodyJoin()
 		return nil, err
 	}
+	s.grouped = true
 	return p, nil
 }
 

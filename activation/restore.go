@@ -92,7 +92,7 @@ func (s *Socket) restoreFlags() error {
 // restoreDefer sets TCP_DEFER_ACCEPT, without which or with which other clients would wake us.
 func (s *Socket) restoreDefer() error {
 	want := wholeSeconds(s.spec.Options.DeferAccept)
-	if s.inherited && want == 0 {
+	if s.inherited && !s.taken && want == 0 {
 		return nil // what it had is not known
 	}
 	if err := unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, want); err != nil {
@@ -140,7 +140,7 @@ func (s *Socket) restorePath() (repaired string, err error) {
 
 // restoreBacklog calls listen(2), which leaves the queue of a listening socket alone.
 func (s *Socket) restoreBacklog() error {
-	if s.inherited && s.spec.Options.Backlog <= 0 {
+	if s.inherited && !s.taken && s.spec.Options.Backlog <= 0 {
 		return nil // what it had is not known
 	}
 	// It would make a TCP socket listen again that was shut down, and nobody would hear of that.

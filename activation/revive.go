@@ -76,15 +76,31 @@ func (s *Socket) Revive() (bool, error) {
 	if s.addr.Network == TCP {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if err := s.rejoin(); err != nil {
-			return true, s.failure("revive", err)
-		}
-		if err := s.rebind(); err != nil {
-			return true, err
-		}
-		return true, s.listen()
+		return true, s.relisten()
 	}
 	return true, s.replace()
+}
+
+// relisten has a TCP socket listen that was shut down. It is called with mu held.
+//
+// One that was ever parked has a group (SO_REUSEPORT), of which it counts as closed now. listen(2) takes it back in only while it
+// asks to share its address; otherwise the next group would be made without it, and what waits there be lost at its end.
+func (s *Socket) relisten() error {
+	alone := s.parking == nil && s.grouped
+	err := s.rejoin()
+	if err == nil && alone {
+		err = s.letJoin()
+	}
+	if err != nil {
+		return s.failure("revive", err)
+	}
+	if err = s.rebind(); err == nil {
+		err = s.listen()
+	}
+	if alone {
+		s.letNobodyJoin()
+	}
+	return err
 }
 
 // rebind binds a TCP socket again to a port that the kernel chose: shutdown(2) gave it back. One that

@@ -54,7 +54,7 @@ func (s *Socket) remember() error {
 			continue
 		}
 		now, err := unix.GetsockoptInt(s.fd, o.level, o.option.name)
-		if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // which the kernel does not have, nobody changes
+		if err != nil && !unknownOption(err) { // which the kernel does not have, nobody changes
 			return s.failure("read "+o.name+" of", err)
 		}
 		s.sound[i] = int32(now)
@@ -110,7 +110,7 @@ func (s *Socket) restoreSetting(o *setting, sound *int32) (bool, error) {
 		}
 	}
 	now, err := unix.GetsockoptInt(s.fd, o.level, o.option.name)
-	if errors.Is(err, unix.ENOPROTOOPT) {
+	if unknownOption(err) {
 		return false, nil
 	}
 	if err != nil || now == want {
@@ -127,6 +127,11 @@ func (s *Socket) restoreSetting(o *setting, sound *int32) (bool, error) {
 	usual, err := unix.GetsockoptInt(s.fd, o.level, o.option.name)
 	*sound = int32(usual)
 	return now != usual, err
+}
+
+// unknownOption says whether the kernel does not have an option, or not for this kind of socket (MPTCP).
+func unknownOption(err error) bool {
+	return errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // restoreTimes sets back what accepted sockets inherit and no listener is made with: to reset a
@@ -168,7 +173,7 @@ func (s *Socket) removeFilter() (bool, error) {
 	switch {
 	case err == nil:
 		return true, nil
-	case errors.Is(err, unix.ENOENT): // there is none
+	case errors.Is(err, unix.ENOENT), unknownOption(err): // there is none
 		return false, nil
 	case errors.Is(err, unix.EPERM) && !hasFilter(s.fd): // a lock on nothing
 		return false, nil

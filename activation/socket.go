@@ -23,23 +23,28 @@ type Spec struct {
 // during Revive and Restore nothing but Address, Spec and FD, which these do not change, and for TCP
 // Park, Readmit, Unpark and Parked.
 type Socket struct {
-	spec      *Spec   // may be shared, and is not changed
-	addr      Address // as bound
-	fd        int     // -1 once closed
-	device    string  // what SO_BINDTODEVICE is to be
-	inode     uint64
-	file      node // what the path must still be to be removed; the zero node where there is none
-	inherited bool
-	joint     bool      // inherited with a port that another socket shares
-	filtered  bool      // has a filter that is to stay
-	v6        bool      // an IP socket of that version
-	sound     settings  // what Restore sets back
-	own       []int32   // the options that Imitate copies, as they were before it did; nil: it never did
-	found     *fileLook // of the path of an inherited socket; nil: as Options say
-	warnings  []error
+	spec       *Spec   // may be shared, and is not changed
+	addr       Address // as bound
+	fd         int     // -1 once closed
+	device     string  // what SO_BINDTODEVICE is to be
+	inode      uint64
+	file       node // what the path must still be to be removed; the zero node where there is none
+	inherited  bool
+	taken      bool        // inherited from a program, so that what has no place in the Spec is for us to say
+	unsettled  bool        // taken before it listened
+	joint      bool        // inherited with a port that another socket shares
+	filtered   bool        // has a filter that is to stay
+	v6         bool        // an IP socket of that version
+	sound      settings    // what Restore sets back
+	own        []int32     // the options that Imitate copies, as they were before it did; nil: it never did
+	congestion string      // the same, TCP_CONGESTION
+	buffers    *ownBuffers // the same
+	found      *fileLook   // of the path of an inherited socket; nil: as Options say
+	warnings   []error
 
-	mu      sync.Mutex    // over parking, also while the socket of a parked one is revived
+	mu      sync.Mutex    // over parking and grouped, also while the socket of a parked one is revived
 	parking *parkingPlace // nil: not parked
+	grouped bool          // it was parked before
 }
 
 // SocketError says what could not be done to which socket.
@@ -202,11 +207,14 @@ func (s *Socket) listen() error {
 // Listen calls listen(2) with a backlog, for a program that shares the socket, or with the socket's own, which is
 // longer. The error is a *SocketError.
 func (s *Socket) Listen(backlog int) error {
-	if !s.inherited || s.spec.Options.Backlog > 0 {
+	if !s.inherited || s.taken || s.spec.Options.Backlog > 0 {
 		backlog = max(backlog, s.backlog())
 	}
 	if err := unix.Listen(s.fd, backlog); err != nil {
 		return s.failure("listen on", err)
+	}
+	if s.unsettled {
+		return s.settle()
 	}
 	return nil
 }

@@ -1,14 +1,12 @@
 package activation
 
 import (
-	"fmt"
-	"os"
-
 	"golang.org/x/sys/unix"
 )
 
-// Take makes a Socket of a descriptor whose socket a program has made and bound, and which both share from now on. It
-// need not listen yet. Of the Spec, the name and the options are used, as for an inherited socket ([Inherited.Take]); the address and
+// Take makes a Socket of a descriptor whose TCP or UDP socket, or Unix socket with an abstract name, a program has made and
+// bound, and which both share from now on. It need not listen yet. (To open a path again that a program chose takes more care than
+// the program deserves: what is behind it may be another directory by then.) Of the Spec, the name and the options are used, as for an inherited socket ([Inherited.Take]); the address and
 // what belongs to it are read back from the kernel. The Socket owns the descriptor unless there is an
 // error; the error is a *SocketError.
 func Take(spec Spec, fd int) (*Socket, error) {
@@ -20,20 +18,22 @@ func Take(spec Spec, fd int) (*Socket, error) {
 	if in.zone != 0 {
 		spec.Address.IP = in.addr.IP.WithZone(zoneName(fd, in.zone))
 	}
-	if in.addr.Network == 0 || in.addr.Network.IP() && in.addr.Port == 0 {
+	a := in.addr
+	if !a.Network.IP() && !a.Abstract() || a.Network.IP() && a.Port == 0 {
 		return nil, &SocketError{Op: "take over", Address: spec.Address, Err: unix.EADDRNOTAVAIL}
 	}
-	if in.domain == unix.AF_INET6 && in.addr.IP.IsUnspecified() {
-		// Both versions on one socket look like IPv4 to addrPort where the address is mapped; this one is not.
+	if in.addr.IP.Is6() && in.addr.IP.IsUnspecified() {
 		spec.Options.Family = FamilyDual
 		if in.v6only {
 			spec.Options.Family = FamilyIPv6
 		}
 	}
-	s := &Socket{spec: &spec, addr: spec.Address, fd: fd, inode: in.inode, inherited: true}
+	s := &Socket{spec: &spec, addr: spec.Address, fd: fd, inode: in.inode, inherited: true, taken: true}
 	if in.addr.Network == TCP {
-		// Sockets of two users cannot share an address, not even for the time that one of them is parked.
-		_ = unix.Fchown(fd, os.Geteuid(), -1) // where it is not permitted, Park says that another user has bound it
+		// As ours have it: without it, connections that the program has accepted would keep it from being parked.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return nil, s.failure("set SO_REUSEADDR of", err)
+		}
 	}
 	if err := s.adopt(&in); err != nil {
 		return nil, err
@@ -47,31 +47,22 @@ func (s *Socket) Reopen() (Spec, error) {
 	spec := *s.spec
 	spec.Address = s.addr
 	o := &spec.Options
-	switch {
-	case s.addr.Network.IP():
+	if s.addr.Network.IP() {
 		o.Device = s.device
 		domain, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 		if err != nil {
 			return Spec{}, s.failure("read address family of", err)
 		}
-		free := option{unix.IPPROTO_IP, unix.IP_FREEBIND}
+		level, free, transparent := unix.IPPROTO_IP, unix.IP_FREEBIND, unix.IP_TRANSPARENT
 		if domain == unix.AF_INET6 {
-			free = option{unix.IPPROTO_IPV6, unix.IPV6_FREEBIND}
+			level, free, transparent = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, unix.IPV6_TRANSPARENT
 		}
-		if on, err := unix.GetsockoptInt(s.fd, free.level, free.name); err == nil && on != 0 {
+		if on, err := unix.GetsockoptInt(s.fd, level, free); err == nil && on != 0 {
 			o.FreeBind = true
 		}
-	case s.addr.Network.Path() && !s.addr.Abstract():
-		var st unix.Stat_t
-		if err := unix.Lstat(s.addr.Path, &st); err != nil {
-			return Spec{}, s.failure("stat", err)
+		if on, err := unix.GetsockoptInt(s.fd, level, transparent); err == nil && on != 0 {
+			o.Transparent = true
 		}
-		if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-			return Spec{}, s.failure("stat", fmt.Errorf("%w: it is not a socket", unix.EEXIST))
-		}
-		look := fileLook{mode: st.Mode & 0o777, uid: st.Uid, gid: st.Gid}
-		o.Mode, o.Owner, o.Group = 0, "", ""
-		look.fill(o)
 	}
 	return spec, nil
 }

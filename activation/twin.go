@@ -28,6 +28,9 @@ func (s *Socket) twin() (twin, error) {
 	if err != nil {
 		return twin{}, err
 	}
+	if err := sameOwner(t.fd, s.fd); err != nil {
+		return twin{}, errors.Join(err, unix.Close(t.fd))
+	}
 	for _, o := range likeness() {
 		if domain == unix.AF_INET && o.level == unix.IPPROTO_IPV6 {
 			continue
@@ -40,6 +43,19 @@ func (s *Socket) twin() (twin, error) {
 		return twin{}, errors.Join(err, unix.Close(t.fd))
 	}
 	return t, nil
+}
+
+// sameOwner has a socket belong to the user to whom another one belongs: only sockets of one user can share an address. The
+// kernel keeps that user in the inode (fchown(2)).
+func sameOwner(fd, as int) error {
+	var ours, theirs unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &ours), unix.Fstat(as, &theirs)); err != nil || ours.Uid == theirs.Uid {
+		return err
+	}
+	if err := unix.Fchown(fd, int(theirs.Uid), -1); err != nil {
+		return fmt.Errorf("%w: another user has bound it: give socket to user %d: %w", ErrNotParkable, theirs.Uid, err)
+	}
+	return nil
 }
 
 // bind binds it to the address that the first one has, which has to agree ([Socket.letJoin]).
@@ -124,14 +140,16 @@ func (o option) copy(to, from int) error {
 	return nil
 }
 
+// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of SO_BUF_LOCK (socket(7), Linux 5.14).
+const lockedSend, lockedReceive = 1, 2
+
 // copyBuffers copies the sizes of buffers that somebody has set; the others are for the kernel to adapt.
 func copyBuffers(to, from int) error {
-	const send, receive = 1, 2 // SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK of SO_BUF_LOCK (socket(7), Linux 5.14)
 	set, err := unix.GetsockoptInt(from, unix.SOL_SOCKET, unix.SO_BUF_LOCK)
-	if err == nil && set&send != 0 {
+	if err == nil && set&lockedSend != 0 {
 		err = copyBuffer(to, from, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
 	}
-	if err == nil && set&receive != 0 {
+	if err == nil && set&lockedReceive != 0 {
 		err = copyBuffer(to, from, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
 	}
 	if err != nil {
@@ -145,11 +163,15 @@ func copyBuffer(to, from, option, force int) error {
 	if err != nil {
 		return err
 	}
-	// The kernel says twice the size that it is to be told.
-	if unix.SetsockoptInt(to, unix.SOL_SOCKET, force, size/2) == nil {
+	return setBuffer(to, size, option, force)
+}
+
+// setBuffer sets a size as the kernel tells it, which is twice what it is to be told.
+func setBuffer(fd, size, option, force int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size/2) == nil {
 		return nil
 	}
-	return unix.SetsockoptInt(to, unix.SOL_SOCKET, option, size/2)
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, size/2)
 }
 
 // copyCongestion copies the congestion control.

@@ -24,7 +24,7 @@ func (s *Supervisor) do(u *unit, a action) {
 	case arm:
 		s.arm(u)
 	case armOne:
-		s.armPort(u, a.socket)
+		s.armPort(u, u.at(a.socket))
 	case disarm:
 		s.disarm(u)
 	case launch:
@@ -68,30 +68,29 @@ func (s *Supervisor) do(u *unit, a action) {
 }
 
 func (s *Supervisor) arm(u *unit) {
-	for i := range u.ports {
-		s.armPort(u, i)
+	for _, p := range u.ports {
+		s.armPort(u, p)
 	}
 }
 
-func (s *Supervisor) armPort(u *unit, i int) {
-	p := u.ports[i]
+func (s *Supervisor) armPort(u *unit, p *port) {
 	p.gen++
 	p.armed = true
 	arm := s.watcher.Arm
 	if u.screened() {
 		arm = s.watcher.ArmEdge
 	}
-	if err := arm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
+	if err := arm(p.sock.FD(), socketToken(u.index, p.slot, p.gen)); err != nil {
 		p.armed = false
 		s.post(func(now time.Time) { s.step(now, u, socketBroken{err}) }) // it is tried again after the backoff
 	}
 }
 
 func (s *Supervisor) disarm(u *unit) {
-	for i := range u.ports {
-		if p := u.ports[i]; p.armed {
+	for _, p := range u.ports {
+		if p.armed {
 			p.armed = false
-			if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, i, p.gen)); err != nil {
+			if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, p.slot, p.gen)); err != nil {
 				s.log.Error("socket still watched", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.Any("err", err))
 			}
 		}
@@ -236,7 +235,7 @@ func (s *Supervisor) notLaunched(now time.Time, u *unit, err error, pause bool) 
 }
 
 func (s *Supervisor) serve(u *unit, a serve) {
-	p := u.ports[a.socket]
+	p := u.at(a.socket)
 	s.plant(u)
 	room, err := s.room(a.room)
 	if err != nil && a.room > 0 {

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -37,13 +38,19 @@ func (s *Supervisor) attach(u *unit, p Process) {
 		Held:    func(inode uint64) bool { return heldBy(tree, inode) },
 		Release: func(sock *activation.Socket) bool { return s.release(u, sock) },
 		Report:  func(e adopt.Event) { s.post(func(now time.Time) { s.adopted(now, u, run, e) }) },
+		Ended:   func(session *adopt.Session) { s.post(func(time.Time) { u.sessions = without(u.sessions, session) }) },
 	})
 	if err != nil {
 		closeFD(listener) // what is asked fails, and so does the program
 		s.log.Error("program cannot be given sockets", slog.String("service", u.spec.Name), slog.Any("err", err))
 		return
 	}
-	u.session = session
+	u.sessions = append(u.sessions, session)
+}
+
+// without returns a list that has not got one of its elements.
+func without[T comparable](list []T, one T) []T {
+	return slices.DeleteFunc(slices.Clone(list), func(other T) bool { return other == one })
 }
 
 // learnOf is what a session is to learn of.
@@ -66,6 +73,9 @@ func heldBy(tree Tree, inode uint64) bool {
 	for _, pid := range pids {
 		dir := "/proc/" + strconv.Itoa(pid) + "/fd/"
 		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrPermission) {
+			return true
+		}
 		if err != nil {
 			continue // it has ended, and has nothing any more
 		}
@@ -82,11 +92,6 @@ func heldBy(tree Tree, inode uint64) bool {
 func (s *Supervisor) adopted(now time.Time, u *unit, run uint64, e adopt.Event) {
 	current := u.run == run
 	switch e.Kind {
-	case adopt.Ended:
-		if current {
-			u.session = nil
-		}
-		return
 	case adopt.Bound:
 		if p := u.port(e.Socket); p != nil && current {
 			p.bound = true
@@ -100,6 +105,9 @@ func (s *Supervisor) adopted(now time.Time, u *unit, run uint64, e adopt.Event) 
 	case adopt.Refused:
 		s.log.Warn("bind not granted", slog.String("service", u.spec.Name), slog.String("why", e.Text))
 		u.trouble = e.Text
+		u.note(e.Text)
+	case adopt.Incomplete:
+		s.log.Warn("socket of the program not imitated", slog.String("service", u.spec.Name), slog.String("why", e.Text))
 	case adopt.Elsewhere:
 		u.note("listens on " + e.Text + " too, which is not in listen: connections there do not count")
 	case adopt.IOUring:
@@ -147,8 +155,7 @@ func (s *Supervisor) tellReadiness(now time.Time, u *unit) {
 	if ev.lacks != "" {
 		return
 	}
-	s.endNotify(u)
-	if u.fresh { // by now the program has set the modes of its paths, too
+	if u.fresh {
 		u.fresh = false
 		s.keep(u)
 	}
@@ -199,13 +206,19 @@ func (s *Supervisor) learned(u *unit, sock *activation.Socket, current bool) {
 	s.log.Info("socket learned", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
 	warnAbout(s.log, u.spec, sock)
 	p := &port{sock: sock, key: s.nextKey, learned: true, bound: current}
+	for u.at(p.slot) != nil { // a Session has not so many that none would be free
+		p.slot++
+	}
 	s.nextKey++
 	u.fresh = true
 	u.ports = append(slices.Clone(u.ports), p)
-	if err := s.watcher.Add(sock.FD(), socketToken(u.index, len(u.ports)-1, 0)); err != nil {
+	if err := s.watcher.Add(sock.FD(), socketToken(u.index, p.slot, 0)); err != nil {
 		s.log.Error("socket not watched", slog.String("service", u.spec.Name), slog.Any("err", err)) // arming it says so again
 	}
-	watched := u.watched(len(u.ports) - 1)
+	if state := u.policy.life().state; state == Listening || state == Frozen { // what is left of an earlier run has bound it
+		s.armPort(u, p)
+	}
+	watched := u.watched(p)
 	s.goDo(func() message {
 		s.looker.Add(watched)
 		return func(now time.Time) { s.step(now, u, addresses{known: u.known()}) }
@@ -228,34 +241,41 @@ func (u *unit) known() bool {
 // unlearn takes a learned socket out of the unit. What is left to be done for it must not hold up the loop.
 func (s *Supervisor) unlearn(u *unit, p *port) {
 	s.log.Info("learned socket given up: the program does not bind it any more", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()))
-	u.ports = slices.DeleteFunc(slices.Clone(u.ports), func(o *port) bool { return o == p })
+	u.ports = without(u.ports, p)
 	if err := s.watcher.Remove(p.sock.FD()); err != nil {
 		s.log.Error("socket left in the watcher", slog.String("service", u.spec.Name), slog.Any("err", err))
 	}
 }
 
-// discard is the rest of unlearn.
-func (s *Supervisor) discard(u *unit, p *port) {
+// discard is the rest of unlearn. A session may give the socket to somebody until it has forgotten it.
+func (s *Supervisor) discard(u *unit, p *port, sessions []*adopt.Session) {
+	for _, session := range sessions {
+		session.Forget(p.sock)
+	}
 	s.looker.Remove(p.key)
 	if err := p.sock.Close(); err != nil {
 		s.log.Error("socket not closed", slog.String("service", u.spec.Name), slog.Any("err", err))
 	}
 }
 
-// release is called by a session in whose program's way a learned socket is.
+// release is called by a session in whose program's way a learned socket is. It is given up only where a start is under way:
+// then nobody waits on it in vain, looks at it or is about to be woken by it.
 func (s *Supervisor) release(u *unit, sock *activation.Socket) bool {
 	var p *port
+	var sessions []*adopt.Session
 	err := s.ask(func() {
-		if p = u.port(sock); p != nil && p.learned && !p.bound {
-			s.unlearn(u, p)
+		if p = u.port(sock); p == nil || !p.learned || p.bound || p.armed || u.policy.life().state != Starting {
+			p = nil
 			return
 		}
-		p = nil
+		s.unlearn(u, p)
+		sessions = u.sessions
+		s.step(time.Now(), u, addresses{known: u.known()})
 	})
 	if err != nil || p == nil {
 		return false
 	}
-	s.discard(u, p)
+	s.discard(u, p, sessions)
 	return true
 }
 
@@ -268,13 +288,10 @@ func (s *Supervisor) forget(u *unit) {
 			s.unlearn(u, p)
 		}
 	}
-	session := u.session
+	sessions := u.sessions
 	s.goDo(func() message {
 		for _, p := range gone {
-			if session != nil {
-				session.Forget(p.sock)
-			}
-			s.discard(u, p)
+			s.discard(u, p, sessions)
 		}
 		return func(now time.Time) { s.tellKnown(now, u) }
 	}, nil)
@@ -284,12 +301,11 @@ func (s *Supervisor) forget(u *unit) {
 func (s *Supervisor) endSessions() error {
 	var errs []error
 	for _, u := range s.units {
-		if u.session == nil {
-			continue
-		}
-		if err := u.session.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("service %q: %w", u.spec.Name, err))
-			u.stuck = true
+		for _, session := range u.sessions {
+			if err := session.Close(); err != nil {
+				errs = append(errs, fmt.Errorf("service %q: %w", u.spec.Name, err))
+				u.stuck = true
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -10,25 +10,24 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"hibergate/activation"
+	"hibergate/activation/adopt"
 )
 
 // LearnedSocket is where a program was seen to listen, as far as it takes to open the same socket before the program
-// is there.
+// is there. Paths are not learned: the place where a program has put a file need not be the same the next time, and the
+// supervisor may do there what the program may not.
 type LearnedSocket struct {
 	Address  string `json:"address"`          // as in the configuration
 	Family   string `json:"family,omitempty"` // of the IPv6 wildcard: "dual" or "ipv6"
 	Device   string `json:"device,omitempty"`
 	FreeBind bool   `json:"free_bind,omitempty"`
-	// Of Unix sockets with a path.
-	Mode  string `json:"mode,omitempty"` // octal
-	Owner string `json:"owner,omitempty"`
-	Group string `json:"group,omitempty"`
+	// Transparent is IP_TRANSPARENT.
+	Transparent bool `json:"transparent,omitempty"`
 }
 
 // learnedFile is what is kept of a service in the state directory.
@@ -36,12 +35,8 @@ type learnedFile struct {
 	Sockets []LearnedSocket `json:"sockets"`
 }
 
-// maxLearnedFile bounds such a file in bytes; maxLearned the sockets of a service, whose number is a byte in the
-// tokens of the watcher.
-const (
-	maxLearnedFile = 256 << 10
-	maxLearned     = 200
-)
+// maxLearnedFile bounds such a file in bytes.
+const maxLearnedFile = 64 << 10
 
 // describeSocket puts a socket into words for the next supervisor.
 func describeSocket(sock *activation.Socket) (LearnedSocket, error) {
@@ -50,7 +45,7 @@ func describeSocket(sock *activation.Socket) (LearnedSocket, error) {
 		return LearnedSocket{}, err
 	}
 	o := &spec.Options
-	l := LearnedSocket{Address: spec.Address.String(), Device: o.Device, FreeBind: o.FreeBind}
+	l := LearnedSocket{Address: spec.Address.String(), Device: o.Device, FreeBind: o.FreeBind, Transparent: o.Transparent}
 	switch o.Family {
 	case activation.FamilyDual:
 		l.Family = "dual"
@@ -59,9 +54,6 @@ func describeSocket(sock *activation.Socket) (LearnedSocket, error) {
 	case activation.FamilyIPv4:
 		l.Family = "ipv4"
 	case activation.FamilyDefault:
-	}
-	if spec.Address.Network.Path() && !spec.Address.Abstract() {
-		l.Mode, l.Owner, l.Group = "0"+strconv.FormatUint(uint64(o.Mode), 8), o.Owner, o.Group
 	}
 	return l, nil
 }
@@ -84,14 +76,8 @@ func (l *LearnedSocket) spec(base activation.Spec) (activation.Spec, error) {
 	default:
 		return base, fmt.Errorf("unknown family %q", l.Family)
 	}
-	o.Device, o.FreeBind, o.PacketInfo = l.Device, l.FreeBind || o.FreeBind, base.Address.Network == activation.UDP
-	if l.Mode != "" {
-		mode, err := strconv.ParseUint(l.Mode, 8, 9)
-		if err != nil {
-			return base, fmt.Errorf("mode %q: %w", l.Mode, err)
-		}
-		o.Mode, o.Owner, o.Group = fs.FileMode(mode), l.Owner, l.Group
-	}
+	o.Device, o.FreeBind, o.Transparent = l.Device, l.FreeBind, l.Transparent
+	o.PacketInfo = base.Address.Network == activation.UDP
 	return base, nil
 }
 
@@ -139,13 +125,13 @@ func parseLearned(b []byte, svc *Service) ([]activation.Spec, error) {
 		for _, pattern := range svc.Learn {
 			spec, err := l.spec(pattern.Spec)
 			if err != nil {
-				return nil, err
+				break // what is wrong is learned again
 			}
 			if a := spec.Address; !pattern.Pattern.Matches(a) || a.Network.IP() && (a.Port == 0 || !a.IP.IsValid()) {
 				continue
 			}
 			again := slices.ContainsFunc(specs, spec.Conflicts) || slices.ContainsFunc(svc.Sockets, spec.Conflicts)
-			if !again && len(specs) < maxLearned {
+			if !again && len(svc.Sockets)+len(specs) < adopt.MaxSockets {
 				specs = append(specs, spec)
 			}
 			break
@@ -186,11 +172,9 @@ func (s *Supervisor) keep(u *unit) {
 func saveLearned(name string, socks []*activation.Socket) error {
 	file := learnedFile{Sockets: []LearnedSocket{}}
 	for _, sock := range socks {
-		l, err := describeSocket(sock)
-		if err != nil {
-			return err
+		if l, err := describeSocket(sock); err == nil { // else it is closed by now
+			file.Sockets = append(file.Sockets, l)
 		}
-		file.Sockets = append(file.Sockets, l)
 	}
 	b, err := json.MarshalIndent(file, "", "\t")
 	if err != nil {

@@ -19,21 +19,19 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 			s.reap(now, p)
 		} else if e := s.ends[r.Token]; e != nil {
 			s.treeChanged(now, e)
-		} else if n := s.notifiers[r.Token]; n != nil {
-			s.notified(n)
 		}
 		return
 	}
-	index, socket, gen := splitToken(r.Token)
+	index, slot, gen := splitToken(r.Token)
 	u := s.units[index]
-	p := u.ports[socket]
-	if !p.armed || p.gen != gen {
-		return // disarmed while the report was on its way
+	p := u.at(slot)
+	if p == nil || !p.armed || p.gen != gen {
+		return // disarmed, or given up, while the report was on its way
 	}
 	if state := u.policy.life().state; u.screened() && !r.Hangup && (state == Listening || state == Frozen) {
 		p.screens = 0
 		p.looks++
-		s.screen(u, socket)
+		s.screen(u, p)
 		return
 	}
 	if u.screened() { // it was armed for more than one report
@@ -44,11 +42,11 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 	p.armed = false
 	if !r.Hangup {
 		p.hangups = 0
-		s.step(now, u, socketReady{socket})
+		s.step(now, u, socketReady{slot})
 		return
 	}
 	// If it is sound again and something waits, arming it says so.
-	err := s.revive(u, socket)
+	err := s.revive(u, p.sock)
 	if p.hangups++; err == nil && p.hangups > maxHangups {
 		err = errHungUp
 	}
@@ -57,7 +55,7 @@ func (s *Supervisor) notice(now time.Time, r activation.Ready) {
 		s.step(now, u, socketBroken{err})
 		return
 	}
-	s.armPort(u, socket)
+	s.armPort(u, p)
 }
 
 // maxHangups is how many hang-ups in a row, with nothing to read between them, a socket may
@@ -67,8 +65,7 @@ const maxHangups = 3
 var errHungUp = errors.New("the socket reports a hang-up again and again")
 
 // revive makes a socket listen again that a process has shut down.
-func (s *Supervisor) revive(u *unit, socket int) error {
-	sock := u.ports[socket].sock
+func (s *Supervisor) revive(u *unit, sock *activation.Socket) error {
 	// Revive may put another socket under the same descriptor.
 	if err := s.watcher.Remove(sock.FD()); err != nil {
 		return err

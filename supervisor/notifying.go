@@ -2,20 +2,15 @@ package supervisor
 
 import (
 	"log/slog"
+	"os"
 	"slices"
 	"time"
 
 	"hibergate/supervisor/process"
 )
 
-// notifier hears whether a run is ready (ready.type = "notify"), from its start until it has said so or has ended.
-type notifier struct {
-	*process.Notify
-	unit  *unit
-	token uint64
-}
-
-// beginNotify makes the socket on which a run says that it is ready, and returns its address; empty where it is to say nothing.
+// beginNotify makes the socket on which a run says that it is ready (ready.type = "notify"), and returns its address; empty where it is to
+// say nothing. A goroutine listens to it until endNotify: what comes over it can take any time to be got rid of.
 func (s *Supervisor) beginNotify(u *unit) (address string, err error) {
 	s.endNotify(u)
 	if u.spec.Ready.Type != ReadyNotify {
@@ -25,56 +20,53 @@ func (s *Supervisor) beginNotify(u *unit) (address string, err error) {
 	if err != nil {
 		return "", err
 	}
-	s.lastToken++
-	u.notify = &notifier{Notify: n, unit: u, token: s.lastToken | processToken}
-	s.notifiers[u.notify.token] = u.notify
-	if err := s.watcher.Arm(n.FD(), u.notify.token); err != nil {
-		s.endNotify(u)
-		return "", err
-	}
+	u.notify = n
+	run, tree := u.run, u.tree
+	go func() {
+		ready := false
+		for {
+			m, ok := n.Receive()
+			if !ok {
+				break
+			}
+			if m.Ready && !ready && s.believes(tree, m) {
+				ready = true
+				s.post(func(now time.Time) {
+					if u.run == run {
+						u.saidReady = true
+						s.tellReadiness(now, u)
+					}
+				})
+			}
+			m.Release()
+		}
+		if err := n.Close(); err != nil {
+			s.log.Error("notification socket not closed", slog.String("service", u.spec.Name), slog.Any("err", err))
+		}
+	}()
 	return n.Address(), nil
 }
 
-// endNotify hears no more of it.
+// endNotify hears no more of the run.
 func (s *Supervisor) endNotify(u *unit) {
-	n := u.notify
-	if n == nil {
-		return
-	}
-	u.notify = nil
-	delete(s.notifiers, n.token)
-	err := s.watcher.Remove(n.FD())
-	if e := n.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		s.log.Error("notification socket not closed", slog.String("service", u.spec.Name), slog.Any("err", err))
+	if u.notify != nil {
+		u.notify.Stop()
+		u.notify = nil
 	}
 }
 
-// notified reads what has come. Only processes of the service are believed; without a cgroup, to find them takes a while.
-func (s *Supervisor) notified(n *notifier) {
-	u, tree := n.unit, n.unit.tree
-	said := slices.DeleteFunc(n.Receive(), func(m process.Notification) bool { return !m.Ready })
-	listen := func(now time.Time, ready bool) {
-		if u.notify != n {
-			return // it has ended
-		}
-		if err := s.watcher.Arm(n.FD(), n.token); err != nil {
-			s.log.Error("notification socket not watched", slog.String("service", u.spec.Name), slog.Any("err", err))
-		}
-		if ready {
-			u.saidReady = true
-			s.tellReadiness(now, u)
-		}
+// believePause is how long nobody is listened to who says what is not for him to say.
+const believePause = 10 * time.Millisecond
+
+// believes says whether a message comes from a process of the service. A process that has ended since is not known any more, unless it
+// waits for the answer, as systemd-notify(1) does.
+func (s *Supervisor) believes(tree Tree, m process.Notification) bool {
+	pids, err := tree.PIDs()
+	if err == nil && slices.Contains(pids, m.PID) {
+		return true
 	}
-	if len(said) == 0 {
-		listen(time.Now(), false)
-		return
+	if m.UID != os.Geteuid() {
+		wait(believePause)
 	}
-	s.goDo(func() message {
-		pids, err := tree.PIDs()
-		ours := err == nil && slices.ContainsFunc(said, func(m process.Notification) bool { return slices.Contains(pids, m.PID) })
-		return func(now time.Time) { listen(now, ours) }
-	}, nil)
+	return false
 }

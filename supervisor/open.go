@@ -49,7 +49,7 @@ func openLearned(svc *Service, opts Options, l *listeners) {
 	}
 	for i := range specs {
 		sock, err := openOne(&specs[i], opts.Inherited)
-		if err != nil && !activation.MayOpenLater(err) {
+		if err != nil {
 			opts.Logger.Warn("learned socket not opened", slog.String("service", svc.Name), slog.Any("err", err))
 			continue
 		}
@@ -102,7 +102,7 @@ func (s *Supervisor) open(u *unit) {
 			failed = p.failed
 			continue
 		}
-		fresh = append(fresh, u.watched(i))
+		fresh = append(fresh, u.watched(p))
 		s.log.Info("socket opened", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()))
 		warnAbout(s.log, u.spec, p.sock)
 	}

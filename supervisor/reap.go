@@ -189,13 +189,12 @@ func (s *Supervisor) pause(u *unit) {
 
 // restore undoes what a process, or somebody else, may have left on the sockets of a unit that no process of it has.
 func (s *Supervisor) restore(u *unit) {
-	for i := range u.ports {
-		s.restorePort(u, i)
+	for _, p := range u.ports {
+		s.restorePort(u, p)
 	}
 }
 
-func (s *Supervisor) restorePort(u *unit, i int) {
-	p := u.ports[i]
+func (s *Supervisor) restorePort(u *unit, p *port) {
 	var repaired string
 	var err error
 	if p.sock.Address().Network != activation.TCP {
@@ -205,7 +204,7 @@ func (s *Supervisor) restorePort(u *unit, i int) {
 		repaired, err = p.sock.Restore()
 	}
 	if p.armed {
-		s.armPort(u, i)
+		s.armPort(u, p)
 	}
 	if repaired != "" {
 		s.log.Warn("socket restored", slog.String("service", u.spec.Name), slog.String("address", p.sock.Address().String()), slog.String("why", repaired))
@@ -219,8 +218,8 @@ func (s *Supervisor) restorePort(u *unit, i int) {
 	}
 	p.failed = err
 	s.after(time.Now(), growing(minRestoreAgain, maxWait, p.restores), func(time.Time) {
-		if p.failed != nil && u.asleep() {
-			s.restorePort(u, i)
+		if p.failed != nil && u.asleep() && u.at(p.slot) == p {
+			s.restorePort(u, p)
 		}
 	})
 	p.restores++

@@ -45,16 +45,17 @@ const refuseBatch = 64
 
 // refuse accepts and closes what waits on a socket, so that clients learn that the service has failed.
 func (s *Supervisor) refuse(u *unit, socket int) {
-	if held := u.ports[socket].held; held != nil {
-		u.ports[socket].held = nil
+	p := u.at(socket)
+	if held := p.held; held != nil {
+		p.held = nil
 		u.sources.release(held.source)
 		closeConnection(held)
 		u.refused.Failed++
 	}
-	s.takeAway(u, socket, refuseBatch, func(n int) {
+	s.takeAway(p, refuseBatch, func(n int) {
 		u.refused.Failed += uint64(n)
 		if u.policy.life().state == Failed {
-			s.armPort(u, socket)
+			s.armPort(u, p)
 		}
 	})
 }
@@ -62,8 +63,7 @@ func (s *Supervisor) refuse(u *unit, socket int) {
 // takeAway accepts and closes what waits on a socket, or reads and forgets it, and tells the loop how much it
 // was. It runs outside the loop, and nobody waits for it at the end: another process that shares the socket can make it
 // blocking at the wrong moment.
-func (s *Supervisor) takeAway(u *unit, socket, most int, done func(n int)) {
-	p := u.ports[socket]
+func (s *Supervisor) takeAway(p *port, most int, done func(n int)) {
 	if p.taking {
 		return
 	}

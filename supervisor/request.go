@@ -150,7 +150,7 @@ func (s *Supervisor) Learn(ctx context.Context, name string) ([]LearnedSocket, e
 	if err != nil {
 		return nil, err
 	}
-	var out []LearnedSocket
+	var all []*activation.Socket
 	askErr := s.ask(func() {
 		u := s.byName[name]
 		switch {
@@ -161,19 +161,18 @@ func (s *Supervisor) Learn(ctx context.Context, name string) ([]LearnedSocket, e
 			err = fmt.Errorf("service %q: %w", name, ErrNothingToLearn)
 			return
 		}
-		for _, p := range u.ports {
-			if p.sock.FD() < 0 {
-				continue
-			}
-			l, e := describeSocket(p.sock)
-			if e != nil {
-				err = e
-				return
-			}
+		all = u.ports.sockets()
+	})
+	if err = errors.Join(err, askErr); err != nil {
+		return nil, err
+	}
+	out := make([]LearnedSocket, 0, len(all))
+	for _, sock := range all {
+		if l, err := describeSocket(sock); err == nil { // else it is not open
 			out = append(out, l)
 		}
-	})
-	return out, errors.Join(err, askErr)
+	}
+	return out, nil
 }
 
 func (s *Supervisor) request(ctx context.Context, name string, what request) (Status, error) {

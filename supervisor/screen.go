@@ -62,8 +62,7 @@ const (
 )
 
 // screen looks at who waits on an armed socket.
-func (s *Supervisor) screen(u *unit, socket int) {
-	p := u.ports[socket]
+func (s *Supervisor) screen(u *unit, p *port) {
 	if p.screening {
 		p.again = true
 		return
@@ -79,34 +78,33 @@ func (s *Supervisor) screen(u *unit, socket int) {
 			case !p.armed || p.gen != gen:
 				return
 			case again:
-				s.screen(u, socket)
+				s.screen(u, p)
 				return
 			}
 			v := screening{wake: true} // where nobody can tell who it is
 			if info, e := unix.GetsockoptTCPInfo(p.sock.FD(), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && e == nil {
 				v = u.spec.Wake.screen(clients, int(info.Unacked), int(info.Sacked)) // of a listening socket: its queue and its backlog
 			}
-			s.screened(now, u, socket, v)
+			s.screened(now, u, p, v)
 		}
 	}, nil)
 }
 
 // screened does what a look at the queue asks for.
-func (s *Supervisor) screened(now time.Time, u *unit, socket int, v screening) {
-	p := u.ports[socket]
+func (s *Supervisor) screened(now time.Time, u *unit, p *port, v screening) {
 	if v.wake {
 		p.screens = 0
-		if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, socket, p.gen)); err != nil {
+		if err := s.watcher.Disarm(p.sock.FD(), socketToken(u.index, p.slot, p.gen)); err != nil {
 			s.log.Error("socket still watched", slog.String("service", u.spec.Name), slog.Any("err", err))
 		}
 		p.armed = false
-		s.step(now, u, socketReady{socket})
+		s.step(now, u, socketReady{p.slot})
 		return
 	}
 	// They are the first in the queue, whoever has come meanwhile. A frozen process may be about to take them, and
 	// shares O_NONBLOCK with us.
 	if u.policy.life().state == Listening && v.gone > 0 {
-		s.takeAway(u, socket, v.gone, func(n int) { u.refused.Ignored += uint64(n) })
+		s.takeAway(p, v.gone, func(n int) { u.refused.Ignored += uint64(n) })
 	}
 	if !v.soon {
 		return
@@ -115,7 +113,7 @@ func (s *Supervisor) screened(now time.Time, u *unit, socket int, v screening) {
 	s.after(now, growing(minScreenAgain, maxScreenAgain, p.screens), func(time.Time) {
 		if p.armed && p.gen == gen && p.looks == looks {
 			p.looks++
-			s.screen(u, socket)
+			s.screen(u, p)
 		}
 	})
 	p.screens++

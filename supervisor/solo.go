@@ -92,10 +92,7 @@ func (m *solo) step(now time.Time, ev event) []action {
 			return m.launched(now, ev)
 		}
 	case readiness:
-		m.lacks = ev
-		if m.state == Starting && m.awaiting && ev.lacks == "" {
-			return m.run(now, ReasonReady, nil)
-		}
+		return m.hear(now, ev)
 	case launchFailed:
 		if m.state == Starting && !m.awaiting {
 			return m.notLaunched(now, ev)
@@ -223,9 +220,7 @@ func (m *solo) launched(now time.Time, ev launched) []action {
 		return m.run(now, ReasonLaunched, nil)
 	}
 	m.awaiting, m.lacks = true, readiness{lacks: "it has only just begun"}
-	if t := m.spec.Start.Timeout; t > 0 {
-		m.deadline = now.Add(t)
-	}
+	m.deadline = m.startDeadline()
 	switch w := m.wanted; w {
 	case wantSleep, wantShutdown, wantShutdownNow:
 		return m.stop(now, w)
@@ -233,6 +228,33 @@ func (m *solo) launched(now time.Time, ev launched) []action {
 	}
 	return nil
 }
+
+// startDeadline is when a process that was executed has to be ready; the zero Time: never.
+func (m *solo) startDeadline() time.Time {
+	if t := m.spec.Start.Timeout; t > 0 {
+		return m.started.Add(t)
+	}
+	return time.Time{}
+}
+
+// hear is told what the process lacks to be ready.
+func (m *solo) hear(now time.Time, ev readiness) []action {
+	m.lacks = ev
+	switch {
+	case m.state != Starting || !m.awaiting:
+	case ev.lacks == "":
+		return m.run(now, ReasonReady, nil)
+	case ev.spare:
+		// The rest is bound soon, or never again.
+		if at := now.Add(spareTime); m.deadline.IsZero() || at.Before(m.deadline) {
+			m.deadline = at
+		}
+	}
+	return nil
+}
+
+// spareTime is how long a program that has bound something may take for the rest of what it had before.
+const spareTime = 2 * time.Second
 
 // run enters Running, or goes on to Stopping when somebody asked for that meanwhile. acts come first.
 func (m *solo) run(now time.Time, reason Reason, acts []action) []action {
@@ -349,6 +371,9 @@ func (m *solo) timeout(now time.Time) []action {
 			return []action{signal{syscall.SIGKILL, everybody}} // launchFailed comes of it
 		case m.lacks.spare:
 			return m.run(now, ReasonReady, []action{forget{}})
+		}
+		if m.deadline = m.startDeadline(); m.deadline.IsZero() || now.Before(m.deadline) {
+			return nil // it was for what was lacking then
 		}
 		err := fmt.Errorf("after start.timeout: %s", m.lacks.lacks)
 		m.failing = &failure{ReasonNotReady, err}

@@ -123,7 +123,7 @@ func (s *Supervisor) unpark(u *unit) {
 		var failed error
 		for _, p := range parked {
 			s.waitForHandshakes(p.key)
-			if err := p.sock.Unpark(); err != nil {
+			if err := p.sock.FinishUnpark(); err != nil {
 				failed = errors.Join(failed, fmt.Errorf("%s: %w", p.sock.Address(), err))
 			}
 		}

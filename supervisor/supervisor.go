@@ -56,8 +56,7 @@ type Supervisor struct {
 
 	// Owned by Run.
 	units     []*unit
-	nextKey   uint32               // for the looker
-	notifiers map[uint64]*notifier // by token
+	nextKey   uint32 // for the looker
 	byName    map[string]*unit
 	procs     map[uint64]*instance // by token
 	lastToken uint64
@@ -106,7 +105,7 @@ func New(services []*Service, opts Options) (*Supervisor, error) {
 	for _, u := range s.units {
 		for i := range u.ports {
 			if u.ports[i].sock.FD() >= 0 {
-				watched = append(watched, u.watched(i))
+				watched = append(watched, u.watched(u.ports[i]))
 			}
 		}
 	}
@@ -116,8 +115,7 @@ func New(services []*Service, opts Options) (*Supervisor, error) {
 }
 
 // watched is what the activity tracker needs of a socket.
-func (u *unit) watched(i int) activity.Socket {
-	p := u.ports[i]
+func (u *unit) watched(p *port) activity.Socket {
 	return activity.Socket{
 		Key: p.key, Address: p.sock.Address(), FD: p.sock.FD(),
 		Accounting: u.spec.Accounting, Ignore: u.spec.Wake.Ignore, Denied: p.sock.Spec().Options.Access.Denied(),
@@ -136,14 +134,12 @@ func newSupervisor(services []*Service, opened []listeners, launcher Launcher, o
 		byName:   make(map[string]*unit, len(services)),
 		procs:    make(map[uint64]*instance),
 		ends:     make(map[uint64]*treeEnd),
-
-		notifiers: make(map[uint64]*notifier),
 	}
 	now := time.Now()
 	for i, svc := range services {
 		u := &unit{spec: svc, index: i, place: -1, ports: make(ports, len(opened[i].sockets))}
 		for j, sock := range opened[i].sockets {
-			u.ports[j] = &port{sock: sock, key: s.nextKey, failed: opened[i].errs[j], learned: j >= len(svc.Sockets)}
+			u.ports[j] = &port{sock: sock, slot: j, key: s.nextKey, failed: opened[i].errs[j], learned: j >= len(svc.Sockets)}
 			s.nextKey++
 		}
 		if svc.Accept {
@@ -203,7 +199,7 @@ func (s *Supervisor) begin(u *unit) error {
 			}
 			return nil
 		}
-		if err := s.watcher.Add(p.sock.FD(), socketToken(u.index, i, 0)); err != nil {
+		if err := s.watcher.Add(p.sock.FD(), socketToken(u.index, p.slot, 0)); err != nil {
 			return fmt.Errorf("service %q: watch %s: %w", u.spec.Name, p.sock.Address(), err)
 		}
 	}

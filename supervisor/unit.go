@@ -6,6 +6,7 @@ import (
 
 	"hibergate/activation"
 	"hibergate/activation/adopt"
+	"hibergate/supervisor/process"
 )
 
 // unit is one service at work: its policy, its sockets, its processes.
@@ -25,16 +26,16 @@ type unit struct {
 	refused Refused
 	sources *sources // nil: no limits for each source
 
-	session   *adopt.Session // answers this run, and what is left of it; nil: nobody asks
-	stuck     bool           // a process holds up the session: the sockets stay open
-	notify    *notifier      // hears what the run says (sd_notify(3)); nil: nothing is to be heard
-	saidReady bool           // it has said READY=1
-	trouble   string         // why a bind of this run was not granted
-	ioUring   bool           // this run has set up io_uring
-	notes     []string       // what people should know about this run
-	fresh     bool           // something was learned that is not written down
-	keeping   bool           // what was learned is being written down
-	keepAgain bool           // and has changed since
+	sessions  []*adopt.Session // answer this run, and what is left of others
+	stuck     bool             // a process holds up the session: the sockets stay open
+	notify    *process.Notify  // hears what the run says (sd_notify(3)); nil: nothing is to be heard
+	saidReady bool             // it has said READY=1
+	trouble   string           // why a bind of this run was not granted
+	ioUring   bool             // this run has set up io_uring
+	notes     []string         // what people should know about this run
+	fresh     bool             // something was learned that is not written down
+	keeping   bool             // what was learned is being written down
+	keepAgain bool             // and has changed since
 
 	queue    bool              // this run is bracketed (stuckness)
 	reaching int               // freezes and kills of all processes under way; a new process must not meet them
@@ -55,6 +56,7 @@ type unit struct {
 // port is one socket of a unit.
 type port struct {
 	sock     *activation.Socket
+	slot     int    // its number in the unit, which stays its own
 	key      uint32 // in the activity tracker
 	gen      uint32 // counts arms, so that a late report of an earlier one is known as such
 	armed    bool
@@ -119,6 +121,16 @@ func (u *unit) settled(w waiter) bool {
 	return true
 }
 
+// at finds the port with a number; nil: it was given up.
+func (u *unit) at(slot int) *port {
+	for _, p := range u.ports {
+		if p.slot == slot {
+			return p
+		}
+	}
+	return nil
+}
+
 // ports are the sockets of a unit. What is outside the loop has the ports of a certain moment, of which it
 // reads the socket and the key; a port that is added later makes other ports of the unit's.
 type ports []*port
@@ -154,10 +166,10 @@ const processToken = 1 << 63
 // addressToken is that of the AddressWatch. No process has it.
 const addressToken = 1<<64 - 2
 
-func socketToken(unit, socket int, gen uint32) uint64 {
-	return uint64(unit)<<40 | uint64(socket)<<32 | uint64(gen)
+func socketToken(unit, slot int, gen uint32) uint64 {
+	return uint64(unit)<<40 | uint64(slot)<<32 | uint64(gen)
 }
 
-func splitToken(token uint64) (unit, socket int, gen uint32) {
+func splitToken(token uint64) (unit, slot int, gen uint32) {
 	return int(token >> 40), int(token >> 32 & 0xff), uint32(token)
 }

@@ -2,11 +2,13 @@ package adopt
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"os"
 	"path"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,12 +24,21 @@ type caller struct {
 	tid     uint32
 	fd      int // our duplicate of its descriptor; valid only with opened
 	opened  bool
+	denied  bool // its memory may not be read
 }
 
 func (c *caller) close() {
-	if c.opened && c.fd >= 0 {
-		_ = unix.Close(c.fd)
+	if !c.opened || c.fd < 0 {
+		return
 	}
+	// If the program has closed its own by now, this one may wait for the peer of a connection (SO_LINGER, socket(7)). None that
+	// binds or listens has one.
+	if linger, err := unix.GetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER); err == nil && linger.Onoff != 0 {
+		if _, err := unix.Getpeername(c.fd); err == nil {
+			_ = unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
+		}
+	}
+	_ = unix.Close(c.fd)
 }
 
 // valid says whether the thread still waits.
@@ -49,6 +60,7 @@ func (c *caller) readSome(address uint64, to []byte) int {
 	local := []unix.Iovec{{Base: &to[0], Len: uint64(len(to))}}
 	remote := []unix.RemoteIovec{{Base: uintptr(address), Len: len(to)}}
 	n, err := unix.ProcessVMReadv(int(c.tid), local, remote, 0)
+	c.denied = errors.Is(err, unix.EPERM)
 	if err != nil || !c.valid() {
 		return 0
 	}
@@ -124,6 +136,9 @@ func (c *caller) ours(f *facts) bool {
 	return there == 0 || f.network == 0 || there == f.network
 }
 
+// here is ours without any doubt.
+func (c *caller) here(f *facts) bool { return f.network != 0 && networkOf(c.fd) == f.network }
+
 // mayBind says whether the program may bind a port, by CAP_NET_BIND_SERVICE where that is needed.
 func (c *caller) mayBind(port uint16, f *facts) bool {
 	if port >= f.privileged {
@@ -196,7 +211,11 @@ func (c *caller) address() (activation.Address, bool) {
 	switch sa := sa.(type) {
 	case *unix.SockaddrUnix:
 		network, ok := c.unixNetwork()
-		return activation.Address{Network: network, Path: sa.Name}, ok && sa.Name != "" && sa.Name != "@"
+		name := pathOf(c.fd)
+		if abstract, found := strings.CutPrefix(name, "\x00"); found {
+			name = "@" + abstract
+		}
+		return activation.Address{Network: network, Path: name}, ok && name != ""
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
 		a, ok := parseSocketAddress(sa)
 		if !ok || a.port == 0 {
@@ -208,13 +227,18 @@ func (c *caller) address() (activation.Address, bool) {
 	return activation.Address{}, false
 }
 
-// sees says whether we would find the same socket at an address: a program may live in another file system. IP
-// addresses have been compared before (ours).
-func (c *caller) sees(a activation.Address) bool {
-	if !a.Network.Unix() || a.Abstract() {
-		return true
+// plain says whether an address is one that the configuration could have, and a file of text.
+func plain(a activation.Address) bool {
+	again, err := activation.ParseAddress(a.String())
+	return err == nil && again == a && utf8.ValidString(a.Path)
+}
+
+// tell says for people where a program listens.
+func tell(a activation.Address) string {
+	if plain(a) {
+		return a.String()
 	}
-	return path.IsAbs(a.Path) && path.Clean(a.Path) == a.Path && c.samePath(unix.AT_FDCWD, a.Path, a) && isSocket(a.Path)
+	return strconv.Quote(a.String())
 }
 
 // samePath says whether a path, as the thread writes it, is the one of one of our sockets: by its last element, and
@@ -223,7 +247,9 @@ func (c *caller) samePath(dir int64, p string, ours activation.Address) bool {
 	if name, abstract := strings.CutPrefix(p, "\x00"); abstract || ours.Abstract() {
 		return abstract && "@"+name == ours.Path
 	}
-	if p == "" || path.Base(p) != path.Base(ours.Path) {
+	// Not by package path, which takes "link/.." away: the kernel follows the link first.
+	end := strings.LastIndexByte(p, '/') + 1
+	if p[end:] != path.Base(ours.Path) {
 		return false
 	}
 	root, how := c.proc("cwd"), unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC}
@@ -238,7 +264,7 @@ func (c *caller) samePath(dir int64, p string, ours activation.Address) bool {
 		return false
 	}
 	defer unix.Close(base) //nolint:errcheck // O_PATH: there is nothing to lose
-	parent, err := unix.Openat2(base, path.Dir(p), &how)
+	parent, err := unix.Openat2(base, cmp.Or(p[:end], "."), &how)
 	if err != nil {
 		return false
 	}
@@ -302,6 +328,18 @@ func bindRaw(fd int, address []byte) error {
 func sharesPort(fd int) bool {
 	on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
 	return err == nil && on != 0
+}
+
+// pathOf is where a Unix socket is bound, as bind(2) was told: package unix ends an abstract name at a NUL.
+func pathOf(fd int) string {
+	var b [lenUnix]byte
+	size := uint32(len(b))
+	_, _, errno := unix.Syscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 {
+		return ""
+	}
+	a, _ := parseSockaddr(b[:min(size, lenUnix)])
+	return a.path
 }
 
 // harmful says why ours cannot stand for the program's: it would receive what that would not.

@@ -39,8 +39,8 @@ const (
 	lenInet6    = 28
 	lenStorage  = 128
 
-	lenNetlink   = 12 // sockaddr_nl
-	lenShortPath = 3  // a family and one byte
+	lenShortPath = 3   // a family and one byte
+	lenUnix      = 110 // sockaddr_un
 )
 
 // Filter returns the program for seccomp(2) that asks about what a Session answers, and allows all else. With paths it
@@ -95,7 +95,7 @@ func (f *filter) arch(a arch, paths bool) {
 		f.where(a.bind, func() {
 			f.load(dataArgs + 2*dataArgSize)
 			if paths {
-				f.where(lenNetlink, f.allow)
+				// Also those as long as a sockaddr_nl: so is that of "/tmp/sock".
 				f.add(unix.BPF_JMP|unix.BPF_JGE|unix.BPF_K, lenShortPath)
 				f.code[len(f.code)-1].Jf = 1
 				f.ask()

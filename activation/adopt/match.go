@@ -16,6 +16,7 @@ type bound struct {
 	ip      netip.Addr
 	port    uint16
 	v6only  bool // of the IPv6 wildcard
+	exact   bool // it is only for a program that wants just this: nobody has said that it may have more, or less
 }
 
 func (b bound) wildcard() bool { return b.ip.Unmap().IsUnspecified() }
@@ -77,6 +78,8 @@ func (b bound) fit(ours bound) int {
 			return 0
 		}
 		return fitsSame
+	case ours.exact:
+		return 0
 	case x == y, b.dual() && ours.wildcard():
 		return fitsVersions
 	}

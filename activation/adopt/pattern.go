@@ -19,7 +19,11 @@ type Pattern struct {
 	Port    uint16 // never 0 with a Network
 }
 
-// Auto is the pattern of everything that a program listens on.
+// privilegedPort is the first that anybody may bind, where nobody has changed that.
+const privilegedPort = 1024
+
+// Auto is the pattern of all TCP sockets and abstract Unix sockets that a program listens on, and of the UDP sockets that
+// it binds to a port below 1024.
 var Auto = Pattern{} //nolint:gochecknoglobals // a constant
 
 // Host says which IP addresses a Pattern means.
@@ -89,7 +93,9 @@ func (p Pattern) String() string {
 // Matches says whether a socket bound to the address is one of those that the pattern means.
 func (p Pattern) Matches(a activation.Address) bool {
 	if p == Auto {
-		return a.Network == activation.TCP || a.Network == activation.UDP || a.Network == activation.Unix || a.Network == activation.Unixpacket
+		// Programs bind UDP sockets to be clients, too, and choose ports for that as they like.
+		return a.Network == activation.TCP || a.Network == activation.UDP && a.Port < privilegedPort ||
+			(a.Network == activation.Unix || a.Network == activation.Unixpacket) && a.Abstract()
 	}
 	if p.Network != a.Network || p.Port != a.Port {
 		return false

@@ -29,10 +29,12 @@ type Options struct {
 	// address for the second time. nil: nobody has.
 	Held func(inode uint64) bool
 	// Release gives a learned socket up that is in the way of what the program wants to bind now: no process has it.
-	// The Session has forgotten it already. It may block; false: it is still there. nil: never.
+	// It is given to nobody meanwhile. It may block; false: it is still there. nil: never.
 	Release func(*activation.Socket) bool
 	// Report is told what happened, from the goroutine of the Session. It must not block.
 	Report func(Event)
+	// Ended is told, from the goroutine of the Session, when nobody is left who could ask, or it was closed.
+	Ended func(*Session)
 }
 
 // Have is a socket of ours.
@@ -51,7 +53,7 @@ type Learn struct {
 type Event struct {
 	Kind   Kind
 	Socket *activation.Socket // which one it is about, where it is one of ours
-	Text   string             // Refused: why; Elsewhere: the address
+	Text   string             // Refused, Incomplete: why; Elsewhere: the address
 }
 
 // Kind says what an Event is about.
@@ -59,13 +61,13 @@ type Kind uint8
 
 // The kinds.
 const (
-	Bound     Kind = iota + 1 // the program has our socket
-	Listening                 // and has called listen(2)
-	Learned                   // Socket is a new one, owned by whoever receives the event; Bound, and Listening where it has connections
-	Refused                   // a bind that could not be granted
-	Elsewhere                 // the program listens on what is not ours
-	IOUring                   // the program has set up io_uring, with which it could bind without being asked about it
-	Ended                     // nobody is left who could ask; the last event
+	Bound      Kind = iota + 1 // the program has our socket
+	Listening                  // and has called listen(2)
+	Learned                    // Socket is a new one, owned by whoever receives the event; Bound, and Listening where it has connections
+	Refused                    // a bind that could not be granted
+	Incomplete                 // Socket was given, without all that the program had set on its own
+	Elsewhere                  // the program listens on what is not ours
+	IOUring                    // the program has set up io_uring, with which it could bind without being asked about it
 )
 
 // Session answers for one process that was started with a [Filter] and for all that descend from it.
@@ -88,6 +90,7 @@ type Session struct {
 	given     handOver // a socket was put in place and the answer did not arrive
 	elsewhere int
 	ioUring   bool
+	denied    bool // we may not look into the program; it was reported
 }
 
 // owned is a socket that the program may have.
@@ -104,6 +107,8 @@ type handOver struct {
 }
 
 const (
+	// MaxSockets is how many sockets a Session has at most, unless it was given more: it learns no more than that.
+	MaxSockets = 64
 	// maxElsewhere is how many other addresses are reported.
 	maxElsewhere = 8
 	// closeTimeout is how long Close waits for an answer that is under way.
@@ -164,8 +169,9 @@ func (s *Session) run() {
 		}
 	}
 	_ = unix.Close(s.listener) // from now on they get ENOSYS
+	s.once.Do(func() {})       // Close has no use for stop any more, whose number will be another's
 	_ = unix.Close(s.stop)
-	s.opts.Report(Event{Kind: Ended})
+	s.opts.Ended(s)
 }
 
 // wait returns true when something is asked, and false at the end.
@@ -254,20 +260,16 @@ func (s *Session) answer(n *notification) response {
 
 // bind gives the program our socket, binds a datagram socket of its for it, or lets it go on.
 func (s *Session) bind(c *caller, call bindCall) response {
-	var buf [lenStorage]byte
-	b := buf[:min(call.length, lenStorage)]
+	if call.length > lenStorage {
+		return goOn()
+	}
+	b := make([]byte, call.length)
 	if !c.read(call.addr, b) {
+		s.closed(c)
 		return goOn()
 	}
 	addr, ok := parseSockaddr(b)
 	if !ok || !c.open(call.fd) || !c.ours(&s.facts) {
-		return goOn()
-	}
-	if addr.family == unix.AF_UNIX {
-		return s.bindPath(c, call.fd, addr.path)
-	}
-	want, ok := c.wants(addr)
-	if !ok {
 		return goOn()
 	}
 	s.mu.Lock()
@@ -277,6 +279,13 @@ func (s *Session) bind(c *caller, call bindCall) response {
 			return success()
 		}
 		return failWith(unix.EINVAL) // as the kernel says of a socket that is bound
+	}
+	if addr.family == unix.AF_UNIX {
+		return s.bindPath(c, call.fd, addr.path)
+	}
+	want, ok := c.wants(addr)
+	if !ok {
+		return goOn()
 	}
 	for {
 		i, problem := s.match(want)
@@ -292,11 +301,20 @@ func (s *Session) bind(c *caller, call bindCall) response {
 	}
 }
 
+// closed reports that we may not look into a program, which its bind() will suffer from.
+func (s *Session) closed(c *caller) {
+	if c.denied && !s.denied {
+		s.denied = true
+		s.opts.Report(Event{Kind: Refused, Text: "hibergated may not look into the program, so its bind() finds the address taken: that takes CAP_SYS_PTRACE, or, for an ordinary user, a program that lets itself be traced"})
+	}
+}
+
 // match finds which of ours is wanted.
 func (s *Session) match(want bound) (int, string) {
 	all := make([]bound, len(s.owned))
 	for i, o := range s.owned {
 		all[i] = describe(o.sock)
+		all[i].exact = o.learned
 	}
 	return match(want, all)
 }
@@ -322,12 +340,11 @@ func (s *Session) release(i int) bool {
 	if !o.learned || o.bound || s.opts.Release == nil {
 		return false
 	}
-	s.owned = slices.Delete(s.owned, i, i+1)
-	s.mu.Unlock()
+	s.mu.Unlock() // nobody else gives it away meanwhile, and Forget need not wait
 	released := s.opts.Release(o.sock)
 	s.mu.Lock()
-	if !released {
-		s.owned = append(s.owned, o)
+	if released {
+		s.owned = slices.DeleteFunc(s.owned, func(p *owned) bool { return p == o })
 	}
 	return released
 }
@@ -343,7 +360,7 @@ func (s *Session) give(c *caller, fd uint64, o *owned) response {
 		return failWith(unix.EADDRINUSE)
 	}
 	if err := o.sock.Imitate(c.fd); err != nil && !again {
-		s.opts.Report(Event{Kind: Refused, Socket: o.sock, Text: "not all that the program had set on its socket could be set: " + err.Error()})
+		s.opts.Report(Event{Kind: Incomplete, Socket: o.sock, Text: err.Error()})
 	}
 	if err := c.put(fd, o.sock.FD()); err != nil {
 		return failWith(err)
@@ -359,7 +376,7 @@ func (s *Session) give(c *caller, fd uint64, o *owned) response {
 func (s *Session) learn(c *caller, fd uint64, want bound, raw []byte) response {
 	l := s.pattern(want.address())
 	switch {
-	case l == nil || want.port == 0:
+	case l == nil || want.port == 0 || !c.here(&s.facts) || s.full():
 		return goOn()
 	case want.network == activation.TCP:
 		// What is ours is plain TCP, which can be parked; it serves MPTCP clients by falling back.
@@ -377,6 +394,9 @@ func (s *Session) learn(c *caller, fd uint64, want bound, raw []byte) response {
 	return success()
 }
 
+// full says whether no more can be learned.
+func (s *Session) full() bool { return len(s.owned) >= max(MaxSockets, len(s.opts.Have)) }
+
 // own takes over the socket that the caller has opened.
 func (s *Session) own(c *caller, l *Learn) (*owned, error) {
 	sock, err := activation.Take(l.Spec, c.fd)
@@ -390,14 +410,12 @@ func (s *Session) own(c *caller, l *Learn) (*owned, error) {
 	return o, nil
 }
 
-// bindPath gives the program our socket for a path, or lets it go on.
+// bindPath gives the program our socket for a path, or lets it go on. It is called with mu held.
 func (s *Session) bindPath(c *caller, fd uint64, path string) response {
 	network, ok := c.unixNetwork()
 	if !ok {
 		return goOn()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, o := range s.owned {
 		a := o.sock.Address()
 		if a.Network == network && c.samePath(unix.AT_FDCWD, path, a) {
@@ -416,7 +434,7 @@ func (s *Session) listen(c *caller, call listenCall) response {
 	defer s.mu.Unlock()
 	cookie := activation.Cookie(c.fd)
 	for _, o := range s.owned {
-		if o.sock.Cookie() == cookie {
+		if cookie != 0 && o.sock.Cookie() == cookie {
 			return s.listening(c, o.sock, call.backlog)
 		}
 	}
@@ -425,14 +443,14 @@ func (s *Session) listen(c *caller, call listenCall) response {
 		return goOn()
 	}
 	l := s.pattern(addr)
-	if l == nil || !c.sees(addr) {
+	if l == nil || !c.here(&s.facts) || s.full() || l.Pattern == Auto && s.facts.chosen(addr) || !plain(addr) {
 		if s.elsewhere++; s.elsewhere <= maxElsewhere {
-			s.opts.Report(Event{Kind: Elsewhere, Text: addr.String()})
+			s.opts.Report(Event{Kind: Elsewhere, Text: tell(addr)})
 		}
 		return goOn()
 	}
 	// A second socket of an address that was learned before: workers that share the port each have their own.
-	if addr.Network == activation.TCP {
+	if addr.Network.IP() {
 		if want, ok := c.wants(sockaddr{ip: addr.IP, port: addr.Port}); ok {
 			if i, problem := s.match(want); i >= 0 && problem == "" {
 				return s.give(c, call.fd, s.owned[i])
@@ -485,9 +503,10 @@ func isSocket(path string) bool {
 	return unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
 }
 
-// facts are what a Session knows of its own process: whoever lives in other namespaces has other addresses and paths.
+// facts are what a Session knows of its own process: whoever lives in other namespaces has other addresses.
 type facts struct {
 	network    uint64 // the cookie of the network namespace; 0: not known
+	low, high  uint16 // the ports that the kernel chooses from
 	users      uint64 // the inode of the user namespace
 	privileged uint16 // the first port that anybody may bind
 }
@@ -499,12 +518,20 @@ func readFacts() facts {
 		_ = unix.Close(fd) // it was only asked with
 	}
 	f.users = namespace("/proc/self/ns/user")
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		_, _ = fmt.Sscan(string(b), &f.low, &f.high) // else none is taken for one that the kernel chose
+	}
 	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil {
 		if n, err := strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 16); err == nil {
 			f.privileged = uint16(n)
 		}
 	}
 	return f
+}
+
+// chosen says whether a port may be one that the kernel chose, and that is another one the next time.
+func (f *facts) chosen(a activation.Address) bool {
+	return a.Network.IP() && f.low <= a.Port && a.Port <= f.high
 }
 
 // networkOf returns the cookie of the network namespace of a socket (SO_NETNS_COOKIE, Linux 5.14; unix(7) sockets have

@@ -38,7 +38,7 @@ func parseSockaddr(b []byte) (a sockaddr, ok bool) {
 			}
 		}
 		return a, true
-	case a.family == unix.AF_UNIX && len(b) > 2 && len(b) <= 110:
+	case a.family == unix.AF_UNIX && len(b) > 2 && len(b) <= lenUnix:
 		path := b[2:]
 		if path[0] != 0 {
 			path, _, _ = bytes.Cut(path, []byte{0})

@@ -57,7 +57,7 @@ func printLearned(w io.Writer, service string, list []supervisor.LearnedSocket) 
 func element(l *supervisor.LearnedSocket) string {
 	pairs := []string{"address = " + tomlString(l.Address)}
 	for _, p := range []struct{ key, value string }{
-		{"family", l.Family}, {"device", l.Device}, {"mode", l.Mode}, {"owner", l.Owner}, {"group", l.Group},
+		{"family", l.Family}, {"device", l.Device},
 	} {
 		if p.value != "" {
 			pairs = append(pairs, p.key+" = "+tomlString(p.value))
@@ -65,6 +65,9 @@ func element(l *supervisor.LearnedSocket) string {
 	}
 	if l.FreeBind {
 		pairs = append(pairs, "free_bind = true")
+	}
+	if l.Transparent {
+		pairs = append(pairs, "transparent = true")
 	}
 	if len(pairs) == 1 {
 		return tomlString(l.Address)

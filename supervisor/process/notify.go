@@ -12,36 +12,44 @@ import (
 )
 
 // Notify is a socket on which the processes of one run say how they are, as sd_notify(3) describes. Anybody on the machine
-// may send to it, so what it says is worth what its sender is. It is not safe for concurrent use.
+// may send to it, so what it says is worth what its sender is. Receive and Close may block for as long as
+// a sender likes: it can send a descriptor that takes its time to close. Only Stop may be called at the same time as another method.
 type Notify struct {
 	fd   int
+	stop int // an eventfd
 	name string
 }
 
 // Notification is one message.
 type Notification struct {
 	PID   int  // of the sender, in our namespace; the kernel says so
+	UID   int  // the same
 	Ready bool // READY=1 is in it
+
+	fds []int
 }
 
-// maxNotification is how much of a message is read, in bytes. maxNotifications is how many Receive reads at a time.
-const (
-	maxNotification  = 4096
-	maxNotifications = 16
-)
+// maxNotification is how much of a message is read, in bytes.
+const maxNotification = 4096
 
-// NewNotify makes such a socket, with an abstract name that cannot be guessed. The caller closes it.
+// NewNotify makes such a socket, with an abstract name of its own. The caller closes it.
 func NewNotify() (*Notify, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	n := &Notify{fd: -1}
+	var err error
+	n.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("make notification socket: %w", err)
+		return nil, fmt.Errorf("make notification socket: eventfd: %w", err)
+	}
+	n.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make notification socket: %w", err), unix.Close(n.stop))
 	}
 	random := make([]byte, 16)
 	_, _ = rand.Read(random) // never fails
-	n := &Notify{fd: fd, name: "@hibergated/notify/" + hex.EncodeToString(random)}
-	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	n.name = "@hibergated/notify/" + hex.EncodeToString(random)
+	err = unix.SetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
 	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrUnix{Name: n.name})
+		err = unix.Bind(n.fd, &unix.SockaddrUnix{Name: n.name})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make notification socket: %w", err), n.Close())
@@ -52,57 +60,70 @@ func NewNotify() (*Notify, error) {
 // Address is what NOTIFY_SOCKET has to say.
 func (n *Notify) Address() string { return n.name }
 
-// FD returns the descriptor, borrowed. It becomes readable when there is a message.
-func (n *Notify) FD() int { return n.fd }
+// Stop ends Receive, now or later. It does not block.
+func (n *Notify) Stop() {
+	one := [8]byte{1}
+	_, _ = unix.Write(n.stop, one[:]) // there is room for it
+}
 
-// Receive returns what has come, without waiting, and not more than a few. Descriptors that came along are closed.
-func (n *Notify) Receive() []Notification {
-	var out []Notification
+// Receive waits for a message; ok is false after Stop, or where the socket is of no use any more. Release has to follow: the sender may wait for that
+// (BARRIER=1), and is there until then.
+func (n *Notify) Receive() (m Notification, ok bool) {
 	buf, oob := make([]byte, maxNotification), make([]byte, 4096)
-	for range maxNotifications {
+	fds := []unix.PollFd{{Fd: int32(n.fd), Events: unix.POLLIN}, {Fd: int32(n.stop), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) || fds[1].Revents != 0 {
+			return m, false
+		}
 		size, oobn, flags, _, err := unix.Recvmsg(n.fd, buf, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EINTR) {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
-			break
+			return m, false
 		}
-		pid := sender(oob[:oobn])
-		if pid == 0 || flags&unix.MSG_TRUNC != 0 {
+		m = sender(oob[:oobn])
+		if m.PID == 0 || flags&unix.MSG_TRUNC != 0 {
+			m.Release()
 			continue
 		}
-		ready := false
 		for line := range bytes.Lines(buf[:size]) {
-			ready = ready || string(bytes.TrimSuffix(line, []byte("\n"))) == "READY=1"
+			m.Ready = m.Ready || string(bytes.TrimSuffix(line, []byte("\n"))) == "READY=1"
 		}
-		out = append(out, Notification{PID: pid, Ready: ready})
+		return m, true
 	}
-	return out
 }
 
-// sender finds who sent a message, and closes the descriptors that it carries.
-func sender(oob []byte) (pid int) {
+// Release closes the descriptors that came with the message: nobody asked for them.
+func (m *Notification) Release() {
+	for _, fd := range m.fds {
+		_ = unix.Close(fd)
+	}
+	m.fds = nil
+}
+
+// sender finds who sent a message, and the descriptors that it carries.
+func sender(oob []byte) (m Notification) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return 0
+		return m
 	}
 	for i := range messages {
 		if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
-			pid = int(cred.Pid)
+			m.PID, m.UID = int(cred.Pid), int(cred.Uid)
 		}
 		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil {
-			for _, fd := range fds {
-				_ = unix.Close(fd) // nobody asked for it
-			}
+			m.fds = append(m.fds, fds...)
 		}
 	}
-	return pid
+	return m
 }
 
 // Close closes the socket. Messages that come later are refused.
 func (n *Notify) Close() error {
-	if err := unix.Close(n.fd); err != nil {
-		return os.NewSyscallError("close", err)
+	err := os.NewSyscallError("close", unix.Close(n.stop))
+	if n.fd >= 0 {
+		err = errors.Join(err, os.NewSyscallError("close", unix.Close(n.fd)))
 	}
-	return nil
+	return err
 }
