@@ -46,7 +46,7 @@ func (l *execLauncher) Tracking() string { return l.spawner.Tracking() }
 func (l *execLauncher) Launch(svc *Service, tree Tree, sockets []*activation.Socket, notify string) (Process, error) {
 	if svc.Handoff == Adopt {
 		// What waits is for the program to take from the socket that it binds.
-		return l.start(svc, tree, svc.Exec.Command, withNotify(activation.Handoff{First: 3}, notify), adopt.Filter(bindsPaths(svc)))
+		return l.start(svc, tree, svc.Exec.Command, withNotify(activation.Handoff{First: 3}, notify), filterOf(svc))
 	}
 	for _, s := range sockets {
 		// The flag is in the open file description, so the last process may have set it.
@@ -69,10 +69,12 @@ func withNotify(h activation.Handoff, notify string) activation.Handoff {
 	return h
 }
 
-// bindsPaths says whether a service has Unix sockets, or may turn out to.
-func bindsPaths(svc *Service) bool {
-	return slices.ContainsFunc(svc.Sockets, func(s activation.Spec) bool { return s.Address.Network.Unix() }) ||
-		slices.ContainsFunc(svc.Learn, func(l Learn) bool { return l.Pattern == adopt.Auto })
+// filterOf is what a program that adopts is asked about.
+func filterOf(svc *Service) []unix.SockFilter {
+	paths := slices.ContainsFunc(svc.Sockets, func(s activation.Spec) bool { return s.Address.Network.Unix() && !s.Address.Abstract() })
+	abstract := slices.ContainsFunc(svc.Sockets, func(s activation.Spec) bool { return s.Address.Abstract() })
+	auto := slices.ContainsFunc(svc.Learn, func(l Learn) bool { return l.Pattern == adopt.Auto })
+	return adopt.Filter(abstract || auto, paths)
 }
 
 // batchSize is how many connections one Serve takes at most: enough to share the cost of

@@ -43,15 +43,15 @@ const (
 	lenUnix      = 110 // sockaddr_un
 )
 
-// Filter returns the program for seccomp(2) that asks about what a Session answers, and allows all else. With paths it
-// also asks about Unix sockets, and about the removal of files.
+// Filter returns the program for seccomp(2) that asks about what a Session answers, and allows all else. With local it
+// also asks about Unix sockets, and with paths about those and the removal of files.
 //
 // For every other system call it looks at the architecture and the number only, so that the kernel
 // remembers its answer and does not even run it (Linux 5.11).
-func Filter(paths bool) []unix.SockFilter {
+func Filter(local, paths bool) []unix.SockFilter {
 	var f filter
 	for _, a := range architectures() {
-		f.arch(a, paths)
+		f.arch(a, local || paths, paths)
 	}
 	f.add(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_ALLOW)
 	return f.code
@@ -78,7 +78,7 @@ func (f *filter) ask()   { f.add(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_USER_
 func (f *filter) allow() { f.add(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_ALLOW) }
 
 // arch adds the part for one architecture.
-func (f *filter) arch(a arch, paths bool) {
+func (f *filter) arch(a arch, local, paths bool) {
 	f.load(dataArch)
 	f.where(a.audit, func() {
 		f.load(dataNumber)
@@ -94,7 +94,7 @@ func (f *filter) arch(a arch, paths bool) {
 		}
 		f.where(a.bind, func() {
 			f.load(dataArgs + 2*dataArgSize)
-			if paths {
+			if local {
 				// Also those as long as a sockaddr_nl: so is that of "/tmp/sock".
 				f.add(unix.BPF_JMP|unix.BPF_JGE|unix.BPF_K, lenShortPath)
 				f.code[len(f.code)-1].Jf = 1

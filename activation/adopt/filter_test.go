@@ -111,7 +111,7 @@ func TestFilterAsks(t *testing.T) {
 		"a number that is not, 386": {data(^uint32(0), i386), allowed, allowed},
 	} {
 		for paths, want := range map[bool]uint32{false: tt.without, true: tt.paths} {
-			got, _, err := judge(Filter(paths), tt.data)
+			got, _, err := judge(Filter(paths, paths), tt.data)
 			if got != want || err != nil {
 				t.Errorf("%s, paths %v: got %#x, %v, want %#x", name, paths, got, err, want)
 			}
@@ -125,7 +125,7 @@ func TestFilterAndDecodeAgree(t *testing.T) {
 	t.Parallel()
 	memory := func(_ uint64, to []byte) bool { clear(to); return true }
 	for _, paths := range []bool{false, true} {
-		program := Filter(paths)
+		program := Filter(paths, paths)
 		for _, a := range architectures() {
 			var looked []uint32
 			for nr := range uint32(1024) {
@@ -163,7 +163,7 @@ func TestFilterAndDecodeAgree(t *testing.T) {
 func TestFilterIsSound(t *testing.T) {
 	t.Parallel()
 	for _, paths := range []bool{false, true} {
-		program := Filter(paths)
+		program := Filter(paths, paths)
 		if len(program) == 0 || len(program) > 255 {
 			t.Fatalf("paths %v: %d instructions; with more than 255 jumps could overflow", paths, len(program))
 		}

@@ -24,7 +24,7 @@ const (
 	roleProgram = "program"
 	roleProbe   = "probe"
 
-	pathsEnv   = "HIBERGATED_TEST_PATHS" // "1": Filter(true)
+	pathsEnv   = "HIBERGATED_TEST_PATHS" // "1": Filter(true, true)
 	flagsEnv   = "HIBERGATED_TEST_FLAGS" // of seccomp(2)
 	controlFD  = 3                       // where the test is
 	childFD    = 4                       // where it is for a child
@@ -45,7 +45,7 @@ func install(paths bool, flags uintptr) (listener int, err error) {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return -1, err
 	}
-	f := Filter(paths)
+	f := Filter(paths, paths)
 	prog := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
 	fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
 	if errno != 0 {
