@@ -3,6 +3,7 @@ package activation
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,104 +95,135 @@ func imitated() []option {
 	}
 }
 
+// imitation is what a socket was like before Imitate changed it, and what new sockets of the program's kind are like.
+type imitation struct {
+	domain, kind int
+	usual        []int32 // by option of imitated; missing: there is none
+	own          []int32
+	usualControl string // TCP_CONGESTION
+	ownControl   string
+	buffers      ownBuffers
+	noBuffers    bool // the kernel does not tell who has set them
+}
+
+// missing stands for an option that a kind of socket does not have.
+const missing = math.MinInt32
+
 // Imitate gives the socket what a program has set on one of its own, of the same kind but for the protocol
 // (MPTCP), which the program is about to lose for this one: integer options, buffer sizes, linger, time limits and
 // congestion control, and O_NONBLOCK. What the program has left as it was becomes again what this socket had
-// before the first call; it is found by comparing with a new socket. The descriptor is borrowed.
+// before the first call; it is found by comparing with a new socket. The descriptor is borrowed. It may be called from several
+// goroutines.
 //
 // Some options take privilege that the program had and we may lack. The error says which could not be
 // set; all others are.
 func (s *Socket) Imitate(fd int) error {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.imitator(fd)
+	if err == nil {
+		err = errors.Join(s.imitateOptions(m, fd), s.imitateTimes(fd), s.imitateBuffers(m, fd), s.imitateControl(m, fd), copyNonblock(s.fd, fd))
+	}
 	if err != nil {
-		return s.failure("imitate socket of a program for", err)
-	}
-	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return s.failure("imitate socket of a program for", err)
-	}
-	plain, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return s.failure("imitate socket of a program for", err)
-	}
-	defer unix.Close(plain) //nolint:errcheck // it was only compared with
-	errs := []error{s.imitateOptions(fd, plain), s.imitateTimes(fd), s.imitateBuffers(fd), copyNonblock(s.fd, fd)}
-	if s.addr.Network == TCP {
-		errs = append(errs, s.imitateCongestion(fd, plain))
-	}
-	if err := errors.Join(errs...); err != nil {
 		return s.failure("imitate socket of a program for", err)
 	}
 	return nil
 }
 
-// imitateOptions is about those that are integers.
-func (s *Socket) imitateOptions(fd, plain int) error {
-	options := imitated()
-	if s.own == nil {
-		s.own = s.ownOptions(options)
+// imitator finds out what is usual for a socket of the program's kind, and at the first time what is ours.
+func (s *Socket) imitator(fd int) (*imitation, error) {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return nil, err
 	}
-	var errs []error
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return nil, err
+	}
+	m := s.imitated
+	if m == nil {
+		options := imitated()
+		m = &imitation{own: optionValues(options, s.fd)}
+		for i, o := range options {
+			packetInfo := o == option{unix.IPPROTO_IP, unix.IP_PKTINFO} || o == option{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO}
+			switch {
+			case m.own[i] == missing:
+			case packetInfo && s.spec.Options.PacketInfo: // that is for the datagrams that wait
+				m.own[i] = 0
+			case o == option{unix.IPPROTO_TCP, unix.TCP_MAXSEG}: // 0 is for none; the kernel tells another number
+				m.own[i] = 0
+			}
+		}
+		if s.addr.Network == TCP {
+			if m.ownControl, err = unix.GetsockoptString(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil {
+				return nil, err
+			}
+		}
+		m.buffers, err = readBuffers(s.fd)
+		if m.noBuffers = unknownOption(err); err != nil && !m.noBuffers {
+			return nil, err
+		}
+		s.imitated = m
+	}
+	if m.domain == domain && m.kind == kind {
+		return m, nil
+	}
+	plain, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(plain) //nolint:errcheck // it was only compared with
+	if s.addr.Network == TCP {
+		if m.usualControl, err = unix.GetsockoptString(plain, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil {
+			return nil, err
+		}
+	}
+	m.usual, m.domain, m.kind = optionValues(imitated(), plain), domain, kind
+	return m, nil
+}
+
+// optionValues reads options of a socket, by their place in the list.
+func optionValues(options []option, fd int) []int32 {
+	values := make([]int32, len(options))
 	for i, o := range options {
-		theirs, err := unix.GetsockoptInt(fd, o.level, o.name)
-		if err != nil {
-			continue // no such option
+		value, err := unix.GetsockoptInt(fd, o.level, o.name)
+		if values[i] = int32(value); err != nil {
+			values[i] = missing
 		}
-		usual, err := unix.GetsockoptInt(plain, o.level, o.name)
-		if err != nil {
+	}
+	return values
+}
+
+// imitateOptions is about those that are integers.
+func (s *Socket) imitateOptions(m *imitation, fd int) error {
+	var errs []error
+	for i, o := range imitated() {
+		if m.usual[i] == missing || m.own[i] == missing { // an IPv6 program may have an IPv4 socket
 			continue
 		}
-		ours, err := unix.GetsockoptInt(s.fd, o.level, o.name)
-		if err != nil {
-			continue // an IPv6 program with an IPv4 socket
+		want := m.own[i]
+		if theirs, err := unix.GetsockoptInt(fd, o.level, o.name); err == nil && int32(theirs) != m.usual[i] {
+			want = int32(theirs)
 		}
-		want := int(s.own[i])
-		if theirs != usual {
-			want = theirs
-		}
-		if ours == want {
+		// Also what a program has set when it had ours.
+		if now, err := unix.GetsockoptInt(s.fd, o.level, o.name); err != nil || int32(now) == want {
 			continue
 		}
-		if err := unix.SetsockoptInt(s.fd, o.level, o.name, want); err != nil {
+		if err := unix.SetsockoptInt(s.fd, o.level, o.name, int(want)); err != nil {
 			errs = append(errs, fmt.Errorf("socket option %d of level %d: %w", o.name, o.level, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// ownOptions reads the options before any of them is changed, as some change others.
-func (s *Socket) ownOptions(options []option) []int32 {
-	own := make([]int32, len(options))
-	for i, o := range options {
-		value, err := unix.GetsockoptInt(s.fd, o.level, o.name)
-		packetInfo := o == option{unix.IPPROTO_IP, unix.IP_PKTINFO} || o == option{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO}
-		switch {
-		case err != nil:
-		case packetInfo && s.spec.Options.PacketInfo: // that was for the datagrams that wait
-		case o == option{unix.IPPROTO_TCP, unix.TCP_MAXSEG}: // 0 is for none; the kernel tells another number
-		default:
-			own[i] = int32(value)
-		}
+// imitateControl is about TCP_CONGESTION, which is a string.
+func (s *Socket) imitateControl(m *imitation, fd int) error {
+	if s.addr.Network != TCP {
+		return nil
 	}
-	return own
-}
-
-// imitateCongestion is about TCP_CONGESTION, which is a string.
-func (s *Socket) imitateCongestion(fd, plain int) error {
-	theirs, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	if err != nil {
-		return nil //nolint:nilerr // an MPTCP socket of an old kernel
-	}
-	usual, err := unix.GetsockoptString(plain, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	if err == nil && s.congestion == "" {
-		s.congestion, err = unix.GetsockoptString(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	}
-	if err != nil {
-		return err
-	}
-	want := s.congestion
-	if theirs != usual {
-		want = theirs
+	want := m.ownControl
+	if theirs, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && theirs != m.usualControl {
+		want = theirs // MPTCP sockets of old kernels do not tell
 	}
 	if ours, err := unix.GetsockoptString(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || ours == want {
 		return err
@@ -203,35 +235,30 @@ func (s *Socket) imitateCongestion(fd, plain int) error {
 type ownBuffers struct{ receive, send, set int }
 
 // imitateBuffers copies the sizes that a program has set, and has the kernel adapt the others again.
-func (s *Socket) imitateBuffers(fd int) error {
-	if s.buffers == nil {
-		own, err := readBuffers(s.fd)
-		if unknownOption(err) {
-			return nil // an old kernel does not tell what a program has set
-		}
-		if err != nil {
-			return err
-		}
-		s.buffers = &own
+func (s *Socket) imitateBuffers(m *imitation, fd int) error {
+	if m.noBuffers {
+		return nil
 	}
 	now, err := readBuffers(s.fd)
 	if err != nil {
 		return err
 	}
-	err = copyBuffers(s.fd, fd)
-	theirs, e := readBuffers(fd)
-	if err != nil || e != nil {
-		return errors.Join(err, e)
+	theirs, err := readBuffers(fd)
+	if err != nil || now.set|theirs.set == 0 {
+		return err
+	}
+	if err := copyBuffers(s.fd, fd); err != nil {
+		return err
 	}
 	// Setting a size is a lock on it, which is then as it was.
 	back := now.set &^ theirs.set
-	if back&lockedReceive != 0 && now.receive != s.buffers.receive {
-		err = setBuffer(s.fd, s.buffers.receive, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
+	if back&lockedReceive != 0 && now.receive != m.buffers.receive {
+		err = setBuffer(s.fd, m.buffers.receive, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
 	}
-	if err == nil && back&lockedSend != 0 && now.send != s.buffers.send {
-		err = setBuffer(s.fd, s.buffers.send, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
+	if err == nil && back&lockedSend != 0 && now.send != m.buffers.send {
+		err = setBuffer(s.fd, m.buffers.send, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
 	}
-	if want := s.buffers.set | theirs.set; err == nil && back != 0 && want != now.set|theirs.set {
+	if want := m.buffers.set | theirs.set; err == nil && back != 0 && want != now.set|theirs.set {
 		err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, want)
 	}
 	return err

@@ -23,28 +23,26 @@ type Spec struct {
 // during Revive and Restore nothing but Address, Spec and FD, which these do not change, and for TCP
 // Park, Readmit, Unpark and Parked.
 type Socket struct {
-	spec       *Spec   // may be shared, and is not changed
-	addr       Address // as bound
-	fd         int     // -1 once closed
-	device     string  // what SO_BINDTODEVICE is to be
-	inode      uint64
-	file       node // what the path must still be to be removed; the zero node where there is none
-	inherited  bool
-	taken      bool        // inherited from a program, so that what has no place in the Spec is for us to say
-	unsettled  bool        // taken before it listened
-	joint      bool        // inherited with a port that another socket shares
-	filtered   bool        // has a filter that is to stay
-	v6         bool        // an IP socket of that version
-	sound      settings    // what Restore sets back
-	own        []int32     // the options that Imitate copies, as they were before it did; nil: it never did
-	congestion string      // the same, TCP_CONGESTION
-	buffers    *ownBuffers // the same
-	found      *fileLook   // of the path of an inherited socket; nil: as Options say
-	warnings   []error
+	spec      *Spec   // may be shared, and is not changed
+	addr      Address // as bound
+	fd        int     // -1 once closed
+	device    string  // what SO_BINDTODEVICE is to be
+	inode     uint64
+	file      node // what the path must still be to be removed; the zero node where there is none
+	inherited bool
+	taken     bool      // inherited from a program, so that what has no place in the Spec is for us to say
+	unsettled bool      // taken before it listened
+	joint     bool      // inherited with a port that another socket shares
+	filtered  bool      // has a filter that is to stay
+	v6        bool      // an IP socket of that version
+	sound     settings  // what Restore sets back
+	found     *fileLook // of the path of an inherited socket; nil: as Options say
+	warnings  []error
 
-	mu      sync.Mutex    // over parking and grouped, also while the socket of a parked one is revived
-	parking *parkingPlace // nil: not parked
-	grouped bool          // it was parked before
+	mu       sync.Mutex    // over parking, grouped and imitated, also while the socket of a parked one is revived
+	parking  *parkingPlace // nil: not parked
+	grouped  bool          // it was parked before
+	imitated *imitation    // nil: Imitate was never called
 }
 
 // SocketError says what could not be done to which socket.

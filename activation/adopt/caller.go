@@ -276,6 +276,15 @@ func (c *caller) samePath(dir int64, p string, ours activation.Address) bool {
 	return theirs.Dev == here.Dev && theirs.Ino == here.Ino && c.valid()
 }
 
+// take makes a Socket of the one that the caller has opened, which it has no more.
+func (c *caller) take(l *Learn) (*activation.Socket, error) {
+	sock, err := activation.Take(l.Spec, c.fd)
+	if err == nil {
+		c.fd = -1
+	}
+	return sock, err
+}
+
 // put has fd be our descriptor src in the process of the thread, closed on exec if its own was.
 func (c *caller) put(fd uint64, src int) error {
 	a := addFD{id: c.id, flags: unix.SECCOMP_ADDFD_FLAG_SETFD, srcFD: uint32(src), newFD: uint32(fd), newFDFlags: c.descriptorFlags(fd)}

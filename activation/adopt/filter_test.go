@@ -3,6 +3,7 @@ package adopt
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,13 +111,25 @@ func TestFilterAsks(t *testing.T) {
 		"a number that is not":      {data(^uint32(0), native), allowed, allowed},
 		"a number that is not, 386": {data(^uint32(0), i386), allowed, allowed},
 	} {
-		for paths, want := range map[bool]uint32{false: tt.without, true: tt.paths} {
-			got, _, err := judge(Filter(paths, paths), tt.data)
-			if got != want || err != nil {
-				t.Errorf("%s, paths %v: got %#x, %v, want %#x", name, paths, got, err, want)
+		local := tt.paths // with abstract names only, nobody asks about files
+		if strings.Contains(name, "unlink") {
+			local = allowed
+		}
+		for _, f := range []struct {
+			local, paths bool
+			want         uint32
+		}{{false, false, tt.without}, {true, false, local}, {true, true, tt.paths}, {false, true, tt.paths}} {
+			got, _, err := judge(Filter(f.local, f.paths), tt.data)
+			if got != f.want || err != nil {
+				t.Errorf("%s, local %v, paths %v: got %#x, %v, want %#x", name, f.local, f.paths, got, err, f.want)
 			}
 		}
 	}
+}
+
+// filters are the kinds that there are: local, paths.
+func filters() [][2]bool {
+	return [][2]bool{{false, false}, {true, false}, {false, true}, {true, true}}
 }
 
 // Every call that the filter asks about is one that decode knows, on each architecture, and the kernel can remember its
@@ -124,8 +137,8 @@ func TestFilterAsks(t *testing.T) {
 func TestFilterAndDecodeAgree(t *testing.T) {
 	t.Parallel()
 	memory := func(_ uint64, to []byte) bool { clear(to); return true }
-	for _, paths := range []bool{false, true} {
-		program := Filter(paths, paths)
+	for _, kind := range filters() {
+		program := Filter(kind[0], kind[1])
 		for _, a := range architectures() {
 			var looked []uint32
 			for nr := range uint32(1024) {
@@ -139,7 +152,7 @@ func TestFilterAndDecodeAgree(t *testing.T) {
 						looks = looks || args
 						n := notification{nr: int32(nr), arch: a.audit, args: [6]uint64{first, 1, third}}
 						if _, other := decode(&n, memory).(otherCall); verdict == asked && other {
-							t.Errorf("paths %v, architecture %#x: call %d is asked about and not known", paths, a.audit, nr)
+							t.Errorf("%v, architecture %#x: call %d is asked about and not known", kind, a.audit, nr)
 						}
 					}
 				}
@@ -152,7 +165,7 @@ func TestFilterAndDecodeAgree(t *testing.T) {
 				want++
 			}
 			if len(looked) != want {
-				t.Errorf("paths %v, architecture %#x: the arguments of %v are looked at, want %d calls", paths, a.audit, looked, want)
+				t.Errorf("%v, architecture %#x: the arguments of %v are looked at, want %d calls", kind, a.audit, looked, want)
 			}
 		}
 	}
@@ -162,18 +175,18 @@ func TestFilterAndDecodeAgree(t *testing.T) {
 // have 8 bits, which "where" fills without looking.
 func TestFilterIsSound(t *testing.T) {
 	t.Parallel()
-	for _, paths := range []bool{false, true} {
-		program := Filter(paths, paths)
+	for _, kind := range filters() {
+		program := Filter(kind[0], kind[1])
 		if len(program) == 0 || len(program) > 255 {
-			t.Fatalf("paths %v: %d instructions; with more than 255 jumps could overflow", paths, len(program))
+			t.Fatalf("%v: %d instructions; with more than 255 jumps could overflow", kind, len(program))
 		}
 		for pc, in := range program {
 			if in.Code&7 == unix.BPF_JMP && (pc+1+int(in.Jt) >= len(program) || pc+1+int(in.Jf) >= len(program)) {
-				t.Errorf("paths %v: instruction %d jumps to %d or %d of %d", paths, pc, pc+1+int(in.Jt), pc+1+int(in.Jf), len(program))
+				t.Errorf("%v: instruction %d jumps to %d or %d of %d", kind, pc, pc+1+int(in.Jt), pc+1+int(in.Jf), len(program))
 			}
 		}
 		if last := program[len(program)-1]; last.Code != unix.BPF_RET|unix.BPF_K || last.K != allowed {
-			t.Errorf("paths %v: it ends in %+v", paths, last)
+			t.Errorf("%v: it ends in %+v", kind, last)
 		}
 	}
 	// And a part whose length a jump cannot say would be noticed here.

@@ -99,7 +99,7 @@ func TestLearnChangedMeanwhile(t *testing.T) {
 		switch {
 		case ev.Kind == Learned && learned == nil:
 			learned = ev.Socket
-			closeAfter(t, learned)
+			e.own(learned)
 			if got := int(learned.Address().Port); got != wanted {
 				t.Errorf("learned port %d, want %d", got, wanted)
 			}

@@ -63,7 +63,6 @@ func TestLearnTCP(t *testing.T) {
 				return
 			}
 			s := e.learned("listen", Listening)
-			closeAfter(t, s)
 			p.ours(fd, s, true)
 			if got := s.Address().String(); got != fill(tt.want) || s.Spec().Name != "learned" || s.Spec().Options.Family != tt.family {
 				t.Errorf("got %s, %+v, want %s, family %d", got, s.Spec(), fill(tt.want), tt.family)
@@ -118,7 +117,6 @@ func TestLearnUDP(t *testing.T) {
 			before := p.cookie(fd)
 			p.mustBind(fd, inet(fill(tt.bind)))
 			s := e.learned("bind")
-			closeAfter(t, s)
 			if p.cookie(fd) != before {
 				t.Error("it is another socket")
 			}
@@ -158,8 +156,7 @@ func TestLearnUDPFails(t *testing.T) {
 	wantErrno(t, "as IPv6", p.bind(fd, inet(fmt.Sprintf("[::1]:%d", port))), unix.EAFNOSUPPORT)
 	e.want("none")
 	wantErrno(t, "another one", p.bind(fd, inet(fmt.Sprintf("127.0.0.2:%d", port))), 0)
-	s := e.learned("another one")
-	closeAfter(t, s)
+	e.learned("another one")
 	wantErrno(t, "twice", p.bind(fd, inet(fmt.Sprintf("127.0.0.2:%d", port))), unix.EINVAL)
 	e.want("twice")
 }
@@ -179,7 +176,7 @@ func TestLearnUDPPrivileged(t *testing.T) {
 	_, e = root.adopt(Options{Learn: learn("udp://:53")})
 	fd := root.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	root.mustBind(fd, inet("127.0.0.1:53"))
-	closeAfter(t, e.learned("bind"))
+	e.learned("bind")
 	// What is ours it gets though: that is what we are for.
 	s := mustOpen(t, "udp://127.0.0.2:53", activation.Options{})
 	p = mustStart(t, start{uid: 65534})
@@ -200,7 +197,6 @@ func TestLearnOfOtherUser(t *testing.T) {
 	p.mustBind(fd, inet(fmt.Sprintf("127.0.0.1:%d", port)))
 	p.mustListen(fd, 1)
 	s := e.learned("listen", Listening)
-	closeAfter(t, s)
 	for range 3 {
 		if err := s.Park(); err != nil {
 			t.Fatal(err)
@@ -236,7 +232,6 @@ func TestLearnPath(t *testing.T) {
 	p.mustBind(fd, unixPath(name))
 	p.mustListen(fd, 3)
 	s := e.learned("abstract", Listening)
-	closeAfter(t, s)
 	if got := s.Address().String(); got != "unix:"+name {
 		t.Errorf("got %s", got)
 	}
@@ -279,7 +274,7 @@ func TestLearnPathNotOurs(t *testing.T) {
 		}
 		for _, ev := range got {
 			if ev.Kind == Learned {
-				closeAfter(t, ev.Socket)
+				e.own(ev.Socket)
 			}
 		}
 	}
@@ -322,8 +317,7 @@ func TestLearnMPTCP(t *testing.T) {
 			t.Errorf("got protocol %d, want TCP", got)
 		}
 		p.mustListen(fd, 5)
-		l := e.learned("listen", Listening)
-		closeAfter(t, l)
+		e.learned("listen", Listening)
 		if p.get(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR) != 1 || p.get(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE) != 1 || p.get(fd, unix.SOL_SOCKET, unix.SO_RCVBUF) != size {
 			t.Error("options are lost")
 		}
@@ -364,7 +358,6 @@ func TestLearnReusePort(t *testing.T) {
 	e.want("bind")
 	p.mustListen(fds[0], 5)
 	s := e.learned("listen", Listening)
-	closeAfter(t, s)
 	for _, fd := range fds[1:] {
 		p.mustListen(fd, 5)
 		e.want("the others", Event{Kind: Bound, Socket: s})
@@ -453,7 +446,7 @@ func TestLearnRelease(t *testing.T) {
 			}
 			e.want("bind")
 			p.mustListen(fd, 1)
-			closeAfter(t, e.learned("listen", Listening))
+			e.learned("listen", Listening)
 		})
 	}
 }
@@ -507,7 +500,6 @@ func TestLearnedBefore(t *testing.T) {
 	p.mustBind(fd, b)
 	p.mustListen(fd, 5)
 	s := e.learned("listen", Listening)
-	closeAfter(t, s)
 	p.end()
 	client := mustDial(t, s, "hello")
 	p = mustStart(t, start{})

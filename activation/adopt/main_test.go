@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 
 // asks is the feature that a process can be given a filter that asks.
 var asks = sync.OnceValue(func() error {
-	if err := nettest.Namespaces(); err != nil {
+	if err := nettest.Namespaces(); err != nil && os.Getenv(restrictedEnv) == "" {
 		return err
 	}
 	cmd := exec.Command("/proc/self/exe")

@@ -21,6 +21,12 @@ func only6(address string) bound {
 	return b
 }
 
+// exact is one of ours that was learned.
+func exact(b bound) bound {
+	b.exact = true
+	return b
+}
+
 func at(network activation.Network, domain int, address string) bound {
 	ap := netip.MustParseAddrPort(address)
 	return bound{network: network, domain: domain, ip: ap.Addr(), port: ap.Port()}
@@ -113,6 +119,15 @@ func TestMatch(t *testing.T) {
 			tcp6("[::]:80"), these(tcp4("127.0.0.1:80"), tcp6("[::1]:80"), tcp4("127.0.0.1:81")), refused, []string{"has 2 for that"},
 		},
 		"the same, and another one too": {tcp6("[::]:80"), these(tcp4("127.0.0.1:80"), tcp6("[::]:80")), 1, nil},
+
+		// What was learned is for the program that wants just that.
+		"learned, the same":     {tcp4("127.0.0.1:80"), these(exact(tcp4("127.0.0.1:80"))), 0, nil},
+		"learned, it is wider":  {tcp4("127.0.0.1:80"), these(exact(tcp4("0.0.0.0:80"))), refused, []string{"has tcp://0.0.0.0:80"}},
+		"learned, another port": {tcp4("127.0.0.1:80"), these(exact(tcp4("0.0.0.0:81"))), none, nil},
+		"learned, IPv4, and it wants both": {
+			tcp6("[::]:80"), these(exact(tcp4("0.0.0.0:80"))), refused, []string{"wants tcp://[::]:80 (both IP versions)", "has tcp://0.0.0.0:80"},
+		},
+		"learned, and another is configured": {tcp4("127.0.0.1:80"), these(exact(tcp4("0.0.0.0:80")), tcp4("127.0.0.1:80")), 1, nil},
 
 		// Link-local addresses are many times the same.
 		"link-local, the same interface":  {tcp6("[fe80::1%2]:80"), these(tcp6("[fe80::1%3]:80"), tcp6("[fe80::1%2]:80")), 1, nil},

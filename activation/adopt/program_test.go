@@ -39,14 +39,23 @@ type program struct {
 	nextID  int
 	waiting map[int]chan answer
 	gone    bool
+
+	passes sync.Mutex
+}
+
+// pass tells the race detector what happens before what, as it knows nothing of what passes through the kernel and the program.
+func (p *program) pass() {
+	p.passes.Lock()
+	p.passes.Unlock() //nolint:staticcheck // there is nothing to guard
 }
 
 // start says how a program is to be started.
 type start struct {
 	paths bool
-	flags uintptr // beside NEW_LISTENER
-	fork  bool    // it can have a child
-	uid   uint32  // RealRoot only
+	flags uintptr  // beside NEW_LISTENER
+	fork  bool     // it can have a child
+	extra *os.File // becomes its descriptor 4; not with fork
+	uid   uint32   // RealRoot only
 }
 
 // mustStart starts a program, which ends with the test.
@@ -55,13 +64,16 @@ func mustStart(t *testing.T, s start) *program {
 	nettest.Need(t, asks)
 	ours, theirs := pair(t)
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleEnv+"="+roleFilter, fmt.Sprintf("%s=%d", flagsEnv, s.flags))
+	cmd.Env = append(os.Environ(), roleEnv+"="+roleFilter, fmt.Sprintf("%s=%d", flagsEnv, s.flags), "GORACE=atexit_sleep_ms=0")
 	if s.paths {
 		cmd.Env = append(cmd.Env, pathsEnv+"=1")
 	}
 	var text strings.Builder
 	cmd.Stderr = &text
 	cmd.ExtraFiles = []*os.File{theirs}
+	if s.extra != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, s.extra)
+	}
 	var child *os.File
 	if s.fork {
 		var theirs *os.File
@@ -177,6 +189,7 @@ func (p *program) end() {
 
 // begin has the program do something, and returns where the answer comes. A closed channel means that it is gone.
 func (p *program) begin(r order) <-chan answer {
+	p.pass()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := make(chan answer, 1)
@@ -198,6 +211,7 @@ func (p *program) wait(c <-chan answer) (answer, bool) {
 	p.t.Helper()
 	select {
 	case out, ok := <-c:
+		p.pass()
 		return out, ok
 	case <-time.After(time.Minute):
 		p.t.Fatal("no answer for a minute")
@@ -354,10 +368,11 @@ func (p *program) fork() *program {
 
 // events are what a Session has reported.
 type events struct {
-	t     testing.TB
-	mu    sync.Mutex
-	all   []Event
-	ended chan struct{}
+	t       testing.TB
+	session *Session
+	mu      sync.Mutex
+	all     []Event
+	ended   chan struct{}
 }
 
 func (e *events) report(ev Event) {
@@ -399,7 +414,19 @@ func (e *events) learned(what string, then ...Kind) *activation.Socket {
 	if !ok {
 		e.t.Fatalf("%s: got events %v, want Learned and %v", what, list(got), then)
 	}
+	e.own(got[0].Socket)
 	return got[0].Socket
+}
+
+// own closes a socket that was learned, which is whoever's was told of it.
+func (e *events) own(s *activation.Socket) {
+	e.t.Helper()
+	e.t.Cleanup(func() {
+		e.session.Forget(s)
+		if err := s.Close(); err != nil {
+			e.t.Error(err)
+		}
+	})
 }
 
 func list(all []Event) []string {
@@ -421,11 +448,27 @@ func list(all []Event) []string {
 func (p *program) adopt(opts Options) (*Session, *events) {
 	p.t.Helper()
 	e := &events{t: p.t, ended: make(chan struct{})}
-	report := opts.Report
+	report, held, release := opts.Report, opts.Held, opts.Release
 	opts.Report = func(ev Event) {
+		p.pass()
 		e.report(ev)
 		if report != nil {
 			report(ev)
+		}
+		p.pass()
+	}
+	if held != nil {
+		opts.Held = func(inode uint64) bool {
+			p.pass()
+			defer p.pass()
+			return held(inode)
+		}
+	}
+	if release != nil {
+		opts.Release = func(s *activation.Socket) bool {
+			p.pass()
+			defer p.pass()
+			return release(s)
 		}
 	}
 	opts.Ended = func(*Session) { close(e.ended) }
@@ -433,6 +476,7 @@ func (p *program) adopt(opts Options) (*Session, *events) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	e.session = s
 	p.listener = -1
 	p.t.Cleanup(func() {
 		if err := s.Close(); err != nil {

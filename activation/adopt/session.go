@@ -388,26 +388,22 @@ func (s *Session) learn(c *caller, fd uint64, want bound, raw []byte) response {
 	if err := bindRaw(c.fd, raw); err != nil {
 		return failWith(err)
 	}
-	if _, err := s.own(c, l); err != nil {
+	sock, err := c.take(l)
+	if err != nil {
 		s.opts.Report(Event{Kind: Refused, Text: err.Error()})
+		return success()
 	}
+	s.own(sock)
 	return success()
 }
 
 // full says whether no more can be learned.
 func (s *Session) full() bool { return len(s.owned) >= max(MaxSockets, len(s.opts.Have)) }
 
-// own takes over the socket that the caller has opened.
-func (s *Session) own(c *caller, l *Learn) (*owned, error) {
-	sock, err := activation.Take(l.Spec, c.fd)
-	if err != nil {
-		return nil, err
-	}
-	c.fd = -1 // it is the Socket's
-	o := &owned{sock: sock, bound: true, learned: true}
-	s.owned = append(s.owned, o)
+// own has a socket that was taken be one of ours.
+func (s *Session) own(sock *activation.Socket) {
+	s.owned = append(s.owned, &owned{sock: sock, bound: true, learned: true})
 	s.opts.Report(Event{Kind: Learned, Socket: sock})
-	return o, nil
 }
 
 // bindPath gives the program our socket for a path, or lets it go on. It is called with mu held.
@@ -443,26 +439,30 @@ func (s *Session) listen(c *caller, call listenCall) response {
 		return goOn()
 	}
 	l := s.pattern(addr)
+	// A second socket of an address that is ours: workers that share the port each have their own.
+	if want, ok := c.wants(sockaddr{ip: addr.IP, port: addr.Port}); ok && l != nil && addr.Network.IP() {
+		if i, problem := s.match(want); i >= 0 && problem == "" {
+			return s.give(c, call.fd, s.owned[i])
+		}
+	}
 	if l == nil || !c.here(&s.facts) || s.full() || l.Pattern == Auto && s.facts.chosen(addr) || !plain(addr) {
 		if s.elsewhere++; s.elsewhere <= maxElsewhere {
 			s.opts.Report(Event{Kind: Elsewhere, Text: tell(addr)})
 		}
 		return goOn()
 	}
-	// A second socket of an address that was learned before: workers that share the port each have their own.
-	if addr.Network.IP() {
-		if want, ok := c.wants(sockaddr{ip: addr.IP, port: addr.Port}); ok {
-			if i, problem := s.match(want); i >= 0 && problem == "" {
-				return s.give(c, call.fd, s.owned[i])
-			}
+	if addr.Network == activation.TCP {
+		if err := unix.Listen(c.fd, int(int32(call.backlog))); err != nil {
+			return failWith(err)
 		}
 	}
-	o, err := s.own(c, l)
+	sock, err := c.take(l)
 	if err != nil {
 		s.opts.Report(Event{Kind: Refused, Text: err.Error()})
 		return goOn()
 	}
-	return s.listening(c, o.sock, call.backlog)
+	s.own(sock)
+	return s.listening(c, sock, call.backlog)
 }
 
 // listening answers for a socket of ours. One that listens keeps its backlog where that is longer: those who wait already
