@@ -90,7 +90,6 @@ func TestLearnMany(t *testing.T) {
 	p := mustStart(t, start{})
 	ours := mustOpen(t, "tcp://127.0.0.1:0", activation.Options{})
 	_, e := p.adopt(Options{Have: have(ours), Learn: learn("auto")})
-	first := freshPort()
 	for range MaxSockets + 20 {
 		fd := p.tcp4()
 		port := freshPort()
@@ -127,7 +126,6 @@ func TestLearnMany(t *testing.T) {
 	fd = p.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	p.mustBind(fd, inet("127.6.6.6:53"))
 	e.want("UDP")
-	_ = first
 }
 
 // Of sockets that share a port and are bound before one of them is learned, the last of the many is given it, too.
@@ -162,7 +160,10 @@ func TestLearnListenFails(t *testing.T) {
 	p := mustStart(t, start{})
 	_, e := p.adopt(Options{Learn: learn("auto")})
 	port := freshPort()
-	foreign := mustSocket(t, unix.AF_INET, unix.SOCK_STREAM)
+	foreign, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.SetsockoptInt(foreign, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +185,7 @@ func TestLearnListenFails(t *testing.T) {
 			}
 		}
 	}
-	unix.Close(foreign)
+	closeNow(foreign)
 	p.mustListen(fd, 1)
 	e.learned("later", Listening)
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -83,6 +84,13 @@ func mustSocket(tb testing.TB, domain, kind int) int {
 	}
 	tb.Cleanup(func() { unix.Close(fd) })
 	return fd
+}
+
+// closeNow closes a descriptor so that nobody has it any more: a process that is being started has a copy until its exec.
+func closeNow(fd int) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	unix.Close(fd)
 }
 
 func getInt(tb testing.TB, fd, level, option int) int {

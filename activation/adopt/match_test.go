@@ -216,9 +216,9 @@ func TestOverlapsIsTheKernels(t *testing.T) {
 			if got := err != nil; got != x.overlaps(y) {
 				t.Errorf("%v, then %v: got %v, overlaps says %v", x, y, err, x.overlaps(y))
 			}
-			unix.Close(first)
+			closeNow(first)
 			if second >= 0 {
-				unix.Close(second)
+				closeNow(second)
 			}
 		}
 	}
@@ -246,7 +246,7 @@ func tryBind(b bound) (int, error) {
 		}
 	}
 	if err != nil {
-		unix.Close(fd)
+		closeNow(fd)
 		return -1, err
 	}
 	return fd, nil

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 
 	"github.com/urfave/cli/v2"
@@ -35,6 +36,14 @@ func newClient(c *cli.Context) (control.Client, error) {
 
 // requestCommand makes a command that asks for something to be done with one service.
 func requestCommand(name, usage string, request func(control.Client, context.Context, string) (supervisor.Status, error)) *cli.Command {
+	return serviceCommand(name, usage, func(ctx context.Context, client control.Client, service string, _ io.Writer) error {
+		_, err := request(client, ctx, service)
+		return err
+	})
+}
+
+// serviceCommand makes a command that asks a running hibergated about one service.
+func serviceCommand(name, usage string, ask func(ctx context.Context, client control.Client, service string, stdout io.Writer) error) *cli.Command {
 	return &cli.Command{
 		Name:      name,
 		Usage:     usage,
@@ -51,8 +60,7 @@ func requestCommand(name, usage string, request func(control.Client, context.Con
 			}
 			ctx, stop := interruptible(c)
 			defer stop()
-			_, err = request(client, ctx, service)
-			return err
+			return ask(ctx, client, service, c.App.Writer)
 		},
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -9,32 +10,18 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hibergate/supervisor"
+	"hibergate/supervisor/control"
 )
 
 func learnCommand() *cli.Command {
-	return &cli.Command{
-		Name:      "learn",
-		Usage:     "print where the program of a service listens, as a configuration that says so; with handoff = \"adopt\" only",
-		ArgsUsage: "SERVICE",
-		Flags:     []cli.Flag{configFlag(), controlFlag()},
-		Action: func(c *cli.Context) error {
-			service, err := oneService(c)
-			if err != nil {
-				return err
-			}
-			client, err := newClient(c)
-			if err != nil {
-				return err
-			}
-			ctx, stop := interruptible(c)
-			defer stop()
-			list, err := client.Learn(ctx, service)
-			if err != nil {
-				return err
-			}
-			return printLearned(c.App.Writer, service, list)
-		},
-	}
+	const usage = `print where the program of a service listens, as a configuration that says so; with handoff = "adopt" only`
+	return serviceCommand("learn", usage, func(ctx context.Context, client control.Client, service string, stdout io.Writer) error {
+		list, err := client.Learn(ctx, service)
+		if err != nil {
+			return err
+		}
+		return printLearned(stdout, service, list)
+	})
 }
 
 // printLearned prints sockets as the configuration takes them.

@@ -158,9 +158,8 @@ func TestNotifyOtherSender(t *testing.T) {
 }
 
 // Descriptors that come along are closed by Release and not before, as the sender may wait for that; those of a message that is
-// none, at once.
+// none, at once. It is not parallel: a process that another test starts has a copy of every descriptor until its exec.
 func TestNotifyDescriptors(t *testing.T) {
-	t.Parallel()
 	n := mustNotify(t)
 	for text, heard := range map[string]bool{"READY=1": true, "BARRIER=1": true, "FDSTORE=1\nFDNAME=x": true, "": true, strings.Repeat("X", 2*maxNotification): false} {
 		for _, many := range []int{1, 3, 250} {
