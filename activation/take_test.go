@@ -228,12 +228,15 @@ func TestTakeErrors(t *testing.T) {
 func TestReopenErrors(t *testing.T) {
 	t.Parallel()
 	nettest.Need(t, nettest.Namespaces)
-	s := mustOpen(t, "tcp://127.0.0.1:0", Options{})
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Reopen(); err == nil {
-		t.Error("a closed socket says what it is")
+	for _, address := range []string{"tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix:@hg-reopen-closed"} {
+		s := mustOpen(t, address, Options{})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var se *SocketError
+		if spec, err := s.Reopen(); !errors.Is(err, unix.EBADF) || !errors.As(err, &se) {
+			t.Errorf("%s, closed: got %v, %v, want EBADF", address, spec.Address, err)
+		}
 	}
 }
 

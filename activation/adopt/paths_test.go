@@ -26,7 +26,7 @@ func shortDir(tb testing.TB) string {
 
 func (p *program) unlink(path string) error {
 	p.t.Helper()
-	return p.do(sys(unix.SYS_UNLINK, append([]byte(path), 0))).failure()
+	return p.do(sys(unix.SYS_UNLINKAT, unix.AT_FDCWD, append([]byte(path), 0), 0)).failure()
 }
 
 func (p *program) chdir(dir string) {
@@ -199,7 +199,7 @@ func TestUnlink(t *testing.T) {
 		"of nothing":                          {unlinkat(at, "nothing", 0), unix.ENOENT, ""},
 		"of no name":                          {unlinkat(at, "", 0), unix.ENOENT, ""},
 		"from no directory":                   {unlinkat(999, "s", 0), unix.EBADF, ""},
-		"of no memory":                        {sys(unix.SYS_UNLINK, bad), unix.EFAULT, ""},
+		"of no memory":                        {sys(unix.SYS_UNLINKAT, unix.AT_FDCWD, bad, 0), unix.EFAULT, ""},
 		"of ours, as if it was a directory":   {unlinkat(at, "s/", 0), unix.ENOTDIR, ""},
 		"of too long a name":                  {unlinkat(at, strings.Repeat("x", 5000)+"/s", 0), unix.ENAMETOOLONG, ""},
 		"of too long a path":                  {unlinkat(at, strings.Repeat("d/../", 1000)+"s", 0), unix.ENAMETOOLONG, ""},
@@ -231,8 +231,8 @@ func TestUnlink(t *testing.T) {
 		p.must("read", p.do(sys(unix.SYS_PREAD64, zero, at, len(text), 0)))
 		return at
 	}
-	wantErrno(t, "unlink at the end", p.do(sys(unix.SYS_UNLINK, put(dir+"/s\x00"))).failure(), 0)
-	wantErrno(t, "unlink of a string without an end", p.do(sys(unix.SYS_UNLINK, put(dir+"/s"))).failure(), unix.EFAULT)
+	wantErrno(t, "unlink at the end", p.do(sys(unix.SYS_UNLINKAT, unix.AT_FDCWD, put(dir+"/s\x00"), 0)).failure(), 0)
+	wantErrno(t, "unlink of a string without an end", p.do(sys(unix.SYS_UNLINKAT, unix.AT_FDCWD, put(dir+"/s"), 0)).failure(), unix.EFAULT)
 	if !exists(dir + "/s") {
 		t.Error("it was removed")
 	}
