@@ -153,17 +153,17 @@ func Need(tb testing.TB, features ...Feature) {
 }
 
 // Eventually waits until cond returns nil, and fails the test with its last
-// error after ten seconds.
+// error after half a minute: machines that build and test other things beside are slow.
 func Eventually(tb testing.TB, cond func() error) {
 	tb.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		err := cond()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			tb.Fatalf("still not so after 10s: %v", err)
+			tb.Fatalf("still not so after 30s: %v", err)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -182,9 +182,12 @@ func (v *visitor) Read(b []byte) (int, error) {
 func (v *visitor) CloseWrite() error { return v.Conn.(interface{ CloseWrite() error }).CloseWrite() }
 
 // visit makes a client come and go. It returns how long it took from the connect to the first byte.
-func (p *adoptProgram) visit(where int) (time.Duration, error) {
+func (p *adoptProgram) visit(where int) (time.Duration, error) { return p.visitFor(where, patience) }
+
+// visitFor is visit by a client who waits no longer than so.
+func (p *adoptProgram) visitFor(where int, most time.Duration) (time.Duration, error) {
 	began := time.Now()
-	c, err := p.dial(where)
+	c, err := p.dialFor(where, most)
 	if err != nil {
 		return 0, err
 	}
@@ -196,7 +199,10 @@ func (p *adoptProgram) visit(where int) (time.Duration, error) {
 	return v.first.Sub(began), nil
 }
 
-func (p *adoptProgram) dial(where int) (net.Conn, error) {
+func (p *adoptProgram) dial(where int) (net.Conn, error) { return p.dialFor(where, patience) }
+
+// dialFor returns a connection whose answer is not waited for longer than so.
+func (p *adoptProgram) dialFor(where int, most time.Duration) (net.Conn, error) {
 	a, err := activation.ParseAddress(p.at[where])
 	if err != nil {
 		return nil, err
@@ -209,5 +215,5 @@ func (p *adoptProgram) dial(where int) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c, c.SetDeadline(time.Now().Add(patience))
+	return c, c.SetDeadline(time.Now().Add(most))
 }

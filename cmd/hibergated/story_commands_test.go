@@ -40,7 +40,7 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 }
 
 // patience bounds every wait for something that has to happen.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // story is what belongs to one script.
 type story struct {
