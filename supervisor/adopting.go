@@ -22,6 +22,9 @@ import (
 // maxNotes is how many notes status shows of a service.
 const maxNotes = 16
 
+// maxPorts is how many sockets a service may have with those that are learned: a token has a byte for their number.
+const maxPorts = 250
+
 // attach begins to answer a process that was just started.
 func (s *Supervisor) attach(u *unit, p Process) {
 	listener := p.TakeListener()
@@ -103,11 +106,13 @@ func (s *Supervisor) adopted(now time.Time, u *unit, run uint64, e adopt.Event) 
 	case adopt.Learned:
 		s.learned(u, e.Socket, current)
 	case adopt.Refused:
-		s.log.Warn("bind not granted", slog.String("service", u.spec.Name), slog.String("why", e.Text))
-		u.trouble = e.Text
-		u.note(e.Text)
+		if u.trouble = e.Text; u.note(e.Text) {
+			s.log.Warn("bind not granted", slog.String("service", u.spec.Name), slog.String("why", e.Text))
+		}
 	case adopt.Incomplete:
-		s.log.Warn("socket of the program not imitated", slog.String("service", u.spec.Name), slog.String("why", e.Text))
+		if u.note(e.Text) {
+			s.log.Warn("socket of the program not imitated in all", slog.String("service", u.spec.Name), slog.String("why", e.Text))
+		}
 	case adopt.Elsewhere:
 		u.note("listens on " + e.Text + " too, which is not in listen: connections there do not count")
 	case adopt.IOUring:
@@ -119,11 +124,13 @@ func (s *Supervisor) adopted(now time.Time, u *unit, run uint64, e adopt.Event) 
 	}
 }
 
-// note remembers something about a service that people should know.
-func (u *unit) note(text string) {
-	if len(u.notes) < maxNotes && !slices.Contains(u.notes, text) {
-		u.notes = append(u.notes, text)
+// note remembers something about a run that people should know, and says whether it is news. There are only so many.
+func (u *unit) note(text string) bool {
+	if len(u.notes) >= maxNotes || slices.Contains(u.notes, text) {
+		return false
 	}
+	u.notes = append(u.notes, text)
+	return true
 }
 
 // port finds the port of a socket; nil: it is not of this unit any more.
@@ -206,10 +213,18 @@ func (s *Supervisor) learned(u *unit, sock *activation.Socket, current bool) {
 	s.log.Info("socket learned", slog.String("service", u.spec.Name), slog.String("address", sock.Address().String()))
 	warnAbout(s.log, u.spec, sock)
 	p := &port{sock: sock, key: s.nextKey, learned: true, bound: current}
-	for u.at(p.slot) != nil { // a Session has not so many that none would be free
+	s.nextKey++
+	if len(u.ports) >= maxPorts { // each session has its limit, but there may be many
+		sessions := u.sessions
+		s.goDo(func() message {
+			s.discard(u, p, sessions)
+			return func(time.Time) {}
+		}, nil)
+		return
+	}
+	for u.at(p.slot) != nil {
 		p.slot++
 	}
-	s.nextKey++
 	u.fresh = true
 	u.ports = append(slices.Clone(u.ports), p)
 	if err := s.watcher.Add(sock.FD(), socketToken(u.index, p.slot, 0)); err != nil {
