@@ -63,7 +63,7 @@ func mustAdopt(t *testing.T, svc *Service, state string, where ...string) *adopt
 	svc.Start.Timeout, svc.Stop, svc.Limits.SourcePrefix = 10*time.Second, DefaultStop(), 64
 	svc.Restart = Restart{Delay: time.Millisecond, MaxDelay: time.Millisecond, Interval: time.Hour}
 	var err error
-	a.Supervisor, err = New([]*Service{svc}, Options{Logger: slog.New(slog.DiscardHandler), Name: "adopt-" + filepath.Base(dir), State: state})
+	a.Supervisor, err = New([]*Service{svc}, Options{Logger: slog.New(slog.DiscardHandler), Name: fmt.Sprintf("adopt-%d-%s", os.Getpid(), t.Name()), State: state})
 	if err != nil {
 		t.Fatal(err)
 	}
