@@ -44,6 +44,9 @@ func Take(spec Spec, fd int) (*Socket, error) {
 // Reopen returns the Spec by which Open makes a socket like this one, which may be inherited or taken. The error says
 // why it cannot be known.
 func (s *Socket) Reopen() (Spec, error) {
+	if s.fd < 0 {
+		return Spec{}, s.failure("describe", unix.EBADF)
+	}
 	spec := *s.spec
 	spec.Address = s.addr
 	o := &spec.Options
