@@ -197,14 +197,14 @@ func TestOverlapsAndFit(t *testing.T) {
 func TestOverlapsIsTheKernels(t *testing.T) {
 	t.Parallel()
 	nettest.Need(t, nettest.Namespaces)
-	port := freshPort()
 	addresses := []bound{
 		tcp4("127.0.0.1:80"), tcp4("127.0.0.2:80"), tcp4("0.0.0.0:80"), tcp6("[::1]:80"), tcp6("[::]:80"), only6("[::]:80"), only6("[::1]:80"),
 		tcp6("[::ffff:127.0.0.1]:80"), tcp6("[::ffff:0.0.0.0]:80"),
 	}
 	for _, x := range addresses {
 		for _, y := range addresses {
-			x.port, y.port = uint16(port), uint16(port)
+			port := uint16(freshPort()) // a process that another test starts may have the last one until its exec
+			x.port, y.port = port, port
 			first, err := tryBind(x)
 			if err == nil {
 				err = unix.Listen(first, 1)
