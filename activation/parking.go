@@ -64,12 +64,16 @@ func (s *Socket) Park() error {
 }
 
 // Stow moves what waits in the queue of a parked socket to where it is parked, so that whoever gets the socket finds nothing in
-// it until Unpark. Nobody is refused. It is for a moment when no process has the socket. The error is
+// it until Unpark, though not in the order in which it came. Nobody is refused. It is for a moment when no process has the socket, and
+// takes some 10 ms. The error is
 // a *SocketError; nothing is lost by it, but the socket may not listen ([Socket.Revive]).
 func (s *Socket) Stow() error {
 	if !s.Parked() {
 		return s.failure("stow queue of", unix.EINVAL)
 	}
+	// The kernel resets a client the last packet of whose handshake comes at this moment. Those that have begun before Park
+	// are through after this.
+	waitForSoftIRQs()
 	// The kernel moves the queue of a socket that leaves the group (tcp_migrate_req), and listen(2) takes it back in.
 	if err := unix.Shutdown(s.fd, unix.SHUT_RDWR); err != nil {
 		return s.failure("stow queue of", err)

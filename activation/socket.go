@@ -39,7 +39,7 @@ type Socket struct {
 	found     *fileLook // of the path of an inherited socket; nil: as Options say
 	warnings  []error
 
-	mu       sync.Mutex    // over parking, grouped and imitated, also while the socket of a parked one is revived
+	mu       sync.Mutex    // over parking, grouped and imitated, over the end, and while the socket of a parked one is revived
 	parking  *parkingPlace // nil: not parked
 	grouped  bool          // it was parked before
 	imitated *imitation    // nil: Imitate was never called
@@ -266,6 +266,8 @@ func (s *Socket) Warnings() []error { return slices.Clone(s.warnings) }
 // links where they still are its own. It does nothing the second time. A
 // Watcher must have forgotten the descriptor before.
 func (s *Socket) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.fd < 0 {
 		return nil
 	}

@@ -42,8 +42,10 @@ func Take(spec Spec, fd int) (*Socket, error) {
 }
 
 // Reopen returns the Spec by which Open makes a socket like this one, which may be inherited or taken. The error says
-// why it cannot be known.
+// why it cannot be known. It may be called while the socket is closed.
 func (s *Socket) Reopen() (Spec, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.fd < 0 {
 		return Spec{}, s.failure("describe", unix.EBADF)
 	}

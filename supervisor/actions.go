@@ -192,15 +192,15 @@ func (s *Supervisor) launch(u *unit, a launch) {
 	s.goDo(func() message {
 		var ids []uint64
 		var why error
-		if a.hold {
-			why = s.stow(u, all)
-		}
 		if a.queue {
 			if ids = s.queued(u.spec.Name, all); len(ids) == 0 && all.waits() {
 				ids = []uint64{unidentified}
 			}
 		}
 		p, err = s.launcher.Launch(u.spec, u.tree, all.sockets(), notify)
+		if a.hold && err == nil {
+			why = s.stow(u, all) // the program, which gets its sockets only after this, has begun meanwhile
+		}
 		return func(now time.Time) {
 			s.starting--
 			if a.hold {
