@@ -77,6 +77,24 @@ func TestAdoptKilled(t *testing.T) {
 		t.Errorf("after: got %s, want ENOSYS", answer)
 	}
 	p.lives(t)
+	// When the program has ended, the next hibergated serves in its place, and takes away what the first one left.
+	unix.Kill(pid, unix.SIGKILL)
+	next := exec.Command(programPath("hibergated"), "run", "-c", config)
+	next.Stderr = log
+	if err := next.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		next.Process.Signal(unix.SIGTERM)
+		if err := next.Wait(); err != nil {
+			t.Error("the next hibergated:", err)
+		}
+	}()
+	nettest.Eventually(t, func() error {
+		_, err := c.Status(t.Context(), p.name, false)
+		return err
+	})
+	p.lives(t)
 }
 
 // A program that binds without an end takes no more than its share: others are served as ever.
