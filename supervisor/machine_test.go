@@ -471,7 +471,7 @@ func TestDiagram(t *testing.T) {
 	want := readDiagram(t)
 	for i, accept := range []setting{0, settingAccept} {
 		got := map[string]bool{}
-		for _, set := range []setting{0, settingMixed | settingCommand | settingReject, settingProcess | settingLinger | settingUnopened, settingLimits, settingReady, settingLearn} {
+		for _, set := range []setting{0, settingMixed | settingCommand | settingReject, settingProcess | settingLinger | settingUnopened, settingLimits, settingReady, settingLearn, settingLearn | settingUnopened} {
 			explore(t, set|accept, got)
 		}
 		if diff := cmp.Diff(slices.Sorted(maps.Keys(want[i])), slices.Sorted(maps.Keys(got))); diff != "" {

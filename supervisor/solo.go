@@ -52,10 +52,11 @@ var (
 func (m *solo) step(now time.Time, ev event) []action {
 	switch ev := ev.(type) {
 	case opened:
-		if acts := m.open(now); acts == nil || !m.unknown {
+		acts := m.open(now)
+		if acts == nil || !m.unknown {
 			return acts
 		}
-		return m.start(now, ReasonLearn)
+		return append(acts, m.start(now, ReasonLearn)...)
 	case openFailed:
 		return m.cannotOpen(now, &m.spec.Restart, ev.err)
 	case addressAppeared:
