@@ -73,7 +73,7 @@ func (s *Socket) Stow() error {
 	}
 	// The kernel resets a client the last packet of whose handshake comes at this moment. Those that have begun before Park
 	// are through after this.
-	waitForSoftIRQs()
+	WaitForPackets()
 	// The kernel moves the queue of a socket that leaves the group (tcp_migrate_req), and listen(2) takes it back in.
 	if err := unix.Shutdown(s.fd, unix.SHUT_RDWR); err != nil {
 		return s.failure("stow queue of", err)
@@ -126,7 +126,7 @@ func (s *Socket) Unpark() error {
 
 // FinishUnpark is Unpark after [Socket.Readmit], and does nothing if Park has come since.
 func (s *Socket) FinishUnpark() error {
-	waitForSoftIRQs()
+	WaitForPackets()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.parking
@@ -172,15 +172,6 @@ func (s *Socket) canTake() error {
 		return fmt.Errorf("%w: somebody has set %s to 0", ErrNotParkable, migratePath)
 	}
 	return nil
-}
-
-// waitForSoftIRQs waits until no processor works any more on a packet that it had begun with before.
-func waitForSoftIRQs() {
-	const global = 1 // MEMBARRIER_CMD_GLOBAL (membarrier(2)): synchronize_rcu in the kernel
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
-		// Not with nohz_full. Nothing takes that long.
-		_, _ = unix.Poll(nil, 20) // an early return by a signal is no harm
-	}
 }
 
 // parkable says why the socket cannot be parked.

@@ -73,7 +73,7 @@ func (l *look) run() {
 		for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 			var some []due
 			for _, d := range inet {
-				if d.domain == domain && d.protocol == protocol {
+				if d.isIn(domain) && d.protocol == protocol {
 					some = append(some, d)
 				}
 			}
@@ -226,10 +226,14 @@ func (l *look) askInet(q sockdiag.Query, some []due) {
 	}
 	candidates := l.candidates(q.Protocol, []uint8{q.Family}, q.Ports)
 	youngest := make(map[*watched]time.Duration) // age of the newest payload
+	before := make([]Summary, len(some))         // with what the list of the other family had
+	for i, d := range some {
+		before[i] = *d.Summary
+	}
 	begin := func() {
 		clear(youngest)
-		for _, d := range some {
-			d.Open, d.Queued, d.Peers = 0, 0, 0
+		for i, d := range some {
+			d.Open, d.Queued, d.Peers = before[i].Open, before[i].Queued, before[i].Peers
 		}
 	}
 	err := l.ctx.Err()
@@ -253,7 +257,9 @@ func (l *look) askInet(q sockdiag.Query, some []due) {
 	}
 	for _, d := range some {
 		if age, ok := youngest[d.watched]; ok {
-			d.LastPayload = l.ago(age)
+			if last := l.ago(age); last.After(d.LastPayload) {
+				d.LastPayload = last
+			}
 		}
 	}
 }

@@ -64,14 +64,14 @@ func owners(candidates []*watched, local netip.AddrPort, device uint32) []*watch
 	return candidates[:n]
 }
 
-// candidates returns all watched sockets of a protocol that have one of the ports, by port.
+// candidates returns all watched sockets of a protocol that have one of the ports, and connections in the list of one of the domains, by port.
 func (t *Tracker) candidates(protocol uint8, domains []uint8, ports []uint16) map[uint16][]*watched {
 	byPort := make(map[uint16][]*watched, len(ports))
 	for _, port := range ports {
 		byPort[port] = nil
 	}
 	for _, w := range t.sockets {
-		if w.protocol != protocol || !slices.Contains(domains, w.domain) {
+		if w.protocol != protocol || !slices.ContainsFunc(domains, w.isIn) {
 			continue
 		}
 		if some, wanted := byPort[w.port]; wanted {
@@ -85,6 +85,27 @@ func (t *Tracker) candidates(protocol uint8, domains []uint8, ports []uint16) ma
 // as for sockdiag.Conn.Inet.
 func (t *Tracker) eachConnection(w *watched, states []sockdiag.State, begin func(), each func(*sockdiag.Inet)) error {
 	q := sockdiag.Query{Family: w.domain, Protocol: w.protocol, Ports: []uint16{w.port}, States: states}
+	if !w.HandedOver {
+		return t.eachOfFamily(w, q, begin, each)
+	}
+	var rows []sockdiag.Inet // of both lists, each of which may begin anew
+	for _, q.Family = range []uint8{unix.AF_INET, unix.AF_INET6} {
+		n := len(rows)
+		err := t.eachOfFamily(w, q, func() { rows = rows[:n] }, func(row *sockdiag.Inet) { rows = append(rows, *row) })
+		if err != nil {
+			return err
+		}
+	}
+	if begin != nil {
+		begin()
+	}
+	for i := range rows {
+		each(&rows[i])
+	}
+	return nil
+}
+
+func (t *Tracker) eachOfFamily(w *watched, q sockdiag.Query, begin func(), each func(*sockdiag.Inet)) error {
 	candidates := t.candidates(q.Protocol, []uint8{q.Family}, q.Ports)[w.port]
 	return t.sockdiag.Inet(q, begin, func(row *sockdiag.Inet) {
 		if slices.Contains(owners(candidates, row.Local, row.Device), w) {

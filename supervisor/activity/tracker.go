@@ -32,6 +32,9 @@ type Socket struct {
 	// Denied are sources that the socket does not let in ([activation.Access.Denied]): what they send is no activity. It
 	// is seen by the ledger, which looks before the socket does.
 	Denied []activation.Range
+	// HandedOver says that the kernel leads connections to the socket past it, to those of other programs (a BPF program of type
+	// sk_lookup). These may be of the other IP version than the socket, so both lists are asked. TCP only.
+	HandedOver bool
 }
 
 // Options of a Tracker.

@@ -154,6 +154,9 @@ func (w *watched) identify() error {
 	return nil
 }
 
+// isIn says whether connections of the socket are in the list of a family.
+func (w *watched) isIn(domain uint8) bool { return w.domain == domain || w.HandedOver }
+
 // mapped4 says that the socket is an IPv6 one bound to ::ffff:0.0.0.0: every address of IPv4.
 func (w *watched) mapped4() bool { return w.domain == unix.AF_INET6 && w.ip.Is4() }
 

@@ -20,8 +20,9 @@ type Counters struct{ Packets, Bytes uint64 }
 
 // Status bits (nf_conntrack_common.h).
 const (
-	SeenReply = 1 << 1 // IPS_SEEN_REPLY
-	Assured   = 1 << 2 // IPS_ASSURED
+	SeenReply      = 1 << 1 // IPS_SEEN_REPLY
+	Assured        = 1 << 2 // IPS_ASSURED
+	DestinationNAT = 1 << 5 // IPS_DST_NAT: the destination was changed
 )
 
 // Flow is one entry of the table.
@@ -31,6 +32,8 @@ type Flow struct {
 	// local end also behind destination NAT.
 	Original, Reply Tuple
 	Status          uint32
+	ID              uint32        // tells it from a later flow with the same tuples
+	Zone            uint16        // of connection tracking; 0 unless a rule says otherwise
 	TCPState        TCPState      // meaningful for TCP
 	Timeout         time.Duration // until the entry goes, whole seconds
 	// Counted says that the counters are there: nf_conntrack_acct was on when the flow began.
@@ -40,6 +43,20 @@ type Flow struct {
 
 // TCPState is conntrack's idea of a TCP connection (nf_conntrack_tcp.h).
 type TCPState uint8
+
+// The states. SynSent2 is that of a connection which both ends open at once.
+const (
+	None TCPState = iota
+	SynSent
+	SynReceived
+	Established
+	FinWait
+	CloseWait
+	LastAck
+	TimeWait
+	Closed
+	SynSent2
+)
 
 // String returns the name that conntrack -L prints.
 func (s TCPState) String() string {
@@ -61,7 +78,10 @@ const (
 	ctaTimeout       = 7
 	ctaCountersOrig  = 9
 	ctaCountersReply = 10
+	ctaID            = 12
+	ctaZone          = 18
 	ctaFilter        = 25
+	ctaStatusMask    = 26
 
 	ctaTupleIP    = 1 // in a tuple
 	ctaTupleProto = 2
@@ -82,6 +102,7 @@ const (
 	ctaCountersBytes   = 2
 
 	ctaFilterReplyFlags = 2   // in CTA_FILTER
+	filterSource        = 0x1 // CTA_FILTER_F_CTA_IP_SRC
 	filterProtoNumber   = 0x8 // CTA_FILTER_F_CTA_PROTO_NUM
 	filterSourcePort    = 0x10
 )
@@ -103,6 +124,10 @@ func (f *Flow) Decode(body []byte) error {
 			err = f.decodeTuple(&f.Reply, as.Value)
 		case ctaStatus:
 			f.Status = bigEndian32(as.Value)
+		case ctaID:
+			f.ID = bigEndian32(as.Value)
+		case ctaZone:
+			f.Zone = bigEndian16(as.Value)
 		case ctaTimeout:
 			f.Timeout = time.Duration(bigEndian32(as.Value)) * time.Second
 		case ctaProtoinfo:

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hibergate/supervisor/activity/netlink"
+	"hibergate/supervisor/activity/nftable"
 )
 
 // elements are what is added to the sets of a table, or removed from them.
@@ -32,7 +33,7 @@ func (t *table) add(e *elements) error {
 	before := t.sets
 	grown, err := t.addSets(e)
 	if err == nil && grown {
-		err = t.flush()
+		err = t.Flush()
 	}
 	if err != nil {
 		t.sets = before
@@ -41,7 +42,7 @@ func (t *table) add(e *elements) error {
 	err = t.send(unix.NFT_MSG_NEWSETELEM, e)
 	if grown { // also where nothing was added: the sets are there
 		t.writeRules()
-		if err := t.flush(); err != nil {
+		if err := t.Flush(); err != nil {
 			return fmt.Errorf("%w: write rules: %w", errBroken, err)
 		}
 	}
@@ -55,13 +56,13 @@ func (t *table) remove(e *elements) error { return t.send(unix.NFT_MSG_DELSETELE
 func (t *table) send(typ uint16, e *elements) error {
 	batches := t.batches(typ, e)
 	for i, batch := range batches {
-		err := t.transact(batch...)
+		err := t.Transact(batch...)
 		if err == nil {
 			continue
 		}
 		if typ == unix.NFT_MSG_NEWSETELEM {
 			for _, undo := range t.batches(unix.NFT_MSG_DELSETELEM, e)[:i] {
-				if undoErr := t.transact(undo...); undoErr != nil {
+				if undoErr := t.Transact(undo...); undoErr != nil {
 					return fmt.Errorf("%w: remove elements: %w", errBroken, errors.Join(err, undoErr))
 				}
 			}
@@ -81,14 +82,14 @@ func (t *table) batches(typ uint16, e *elements) (all [][]mdlayher.Message) {
 	size := 0
 	put := func(set string, fill func(*netlink.Request)) {
 		r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, typ, 0, unix.NFPROTO_INET).
-			String(unix.NFTA_SET_ELEM_LIST_TABLE, t.name).
+			String(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name()).
 			String(unix.NFTA_SET_ELEM_LIST_SET, set).
 			Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, fill)
 		n := len(r.Bytes())
 		if len(batch) == perBatch || size+n > bytesPerBatch {
 			all, batch, size = append(all, batch), nil, 0
 		}
-		batch, size = append(batch, asMessage(typ, r)), size+n
+		batch, size = append(batch, nftable.Message(typ, r)), size+n
 	}
 	for k, s := range t.sets {
 		for f := range families {

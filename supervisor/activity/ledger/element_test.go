@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hibergate/supervisor/activity/netlink/captured"
+	"hibergate/supervisor/activity/nftable"
 )
 
 func TestDecodeElements(t *testing.T) {
@@ -28,16 +29,16 @@ func TestDecodeElements(t *testing.T) {
 	}
 	var got []string
 	for _, m := range captured.Messages(t, "set_elements.hex") {
-		err := decodeElements(m, func(e element) {
+		err := nftable.DecodeElements(m, func(e nftable.Element) {
 			k := ip4
 			switch {
-			case len(e.key) == 24:
+			case len(e.Key) == 24:
 				k = ip6
-			case e.key[0] == unix.NFPROTO_IPV4 || e.key[0] == unix.NFPROTO_IPV6: // the addresses are all loopback
+			case e.Key[0] == unix.NFPROTO_IPV4 || e.Key[0] == unix.NFPROTO_IPV6: // the addresses are all loopback
 				k = wildcard
 			}
-			key, ok := decodeKey(k, e.key)
-			got = append(got, fmt.Sprintf("%v %v/%d %d/%d left=%v %v %v", key.Addr, key.Family, key.Protocol, key.Port, e.packets, e.bytes, e.left.Round(time.Hour), ok))
+			key, ok := decodeKey(k, e.Key)
+			got = append(got, fmt.Sprintf("%v %v/%d %d/%d left=%v %v %v", key.Addr, key.Family, key.Protocol, key.Port, e.Packets, e.Bytes, e.Left.Round(time.Hour), ok))
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -66,10 +67,10 @@ func TestKeyRoundTrip(t *testing.T) {
 func TestDecodeAllocatesNothing(t *testing.T) {
 	messages := captured.Messages(t, "set_elements.hex")
 	n := 0
-	take := func(e element) { n += len(e.key) }
+	take := func(e nftable.Element) { n += len(e.Key) }
 	if allocs := testing.AllocsPerRun(100, func() {
 		for _, m := range messages {
-			if err := decodeElements(m, take); err != nil {
+			if err := nftable.DecodeElements(m, take); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -84,17 +85,17 @@ func FuzzLedger(f *testing.F) {
 		f.Add(m)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_ = decodeElements(b, func(e element) {
-			if e.left < 0 {
-				t.Errorf("negative time left: %v", e.left)
+		_ = nftable.DecodeElements(b, func(e nftable.Element) {
+			if e.Left < 0 {
+				t.Errorf("negative time left: %v", e.Left)
 			}
 			for k := range kinds {
-				key, ok := decodeKey(k, e.key)
+				key, ok := decodeKey(k, e.Key)
 				if !ok {
 					continue
 				}
 				if again, ok := decodeKey(k, key.encode()); !ok || again != key {
-					t.Errorf("kind %v: %x reads as %+v, then as %+v", k, e.key, key, again)
+					t.Errorf("kind %v: %x reads as %+v, then as %+v", k, e.Key, key, again)
 				}
 			}
 		})

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hibergate/supervisor/activity/netlink"
+	"hibergate/supervisor/activity/nftable"
 )
 
 // Counters counts one direction of an account. Bytes are those of whole IP packets.
@@ -77,8 +78,9 @@ func Open(name string, accounts []Account, track bool) (*Ledger, error) {
 			ignoring = append(ignoring, a.Key)
 		}
 	}
-	var err error
-	if l.table, err = createTable(l.reader, name, track); err == nil {
+	made, err := nftable.Create(l.reader, name)
+	if err == nil {
+		l.table = &table{Table: made, track: track}
 		err = l.table.add(&add)
 	}
 	if err == nil {
@@ -198,13 +200,13 @@ func lost(err error) error {
 }
 
 // Name returns the name of the table, of family inet.
-func (l *Ledger) Name() string { return l.table.name }
+func (l *Ledger) Name() string { return l.table.Name() }
 
 // Close removes the table.
 func (l *Ledger) Close() error {
 	var err error
 	if l.table != nil {
-		err = l.table.close()
+		err = l.table.Close()
 	}
 	return errors.Join(err, l.reader.Close())
 }
@@ -246,22 +248,22 @@ func (l *Ledger) Reading(key Key) Reading {
 // readSet reads one set; which is 0 for "in", 1 for "out", 2 for "last".
 func (l *Ledger) readSet(k kind, name string, which int, due []Key) error {
 	take := func(_ uint16, body []byte) error {
-		return decodeElements(body, func(e element) {
-			key, ok := decodeKey(k, e.key)
+		return nftable.DecodeElements(body, func(e nftable.Element) {
+			key, ok := decodeKey(k, e.Key)
 			a := l.accounts[key]
 			if !ok || a == nil {
 				return
 			}
 			switch which {
 			case 0:
-				a.In = Counters{Packets: e.packets, Bytes: e.bytes}
+				a.In = Counters{Packets: e.Packets, Bytes: e.Bytes}
 			case 1:
-				a.Out = Counters{Packets: e.packets, Bytes: e.bytes}
+				a.Out = Counters{Packets: e.Packets, Bytes: e.Bytes}
 			default:
-				if !e.timed {
+				if !e.Timed {
 					return // not our set: the account counts as lost
 				}
-				a.Quiet = max(lifetime-e.left, 0)
+				a.Quiet = max(lifetime-e.Left, 0)
 			}
 			a.seen[which] = l.round
 		})
@@ -283,6 +285,6 @@ func (l *Ledger) readSet(k kind, name string, which int, due []Key) error {
 // request starts a request for elements of a set.
 func (l *Ledger) request(set string, flags uint16) *netlink.Request {
 	return netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, unix.NFT_MSG_GETSETELEM, flags, unix.NFPROTO_INET).
-		String(unix.NFTA_SET_ELEM_LIST_TABLE, l.table.name).
+		String(unix.NFTA_SET_ELEM_LIST_TABLE, l.table.Name()).
 		String(unix.NFTA_SET_ELEM_LIST_SET, set)
 }

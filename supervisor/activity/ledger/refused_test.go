@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hibergate/activation/nettest"
+	"hibergate/supervisor/activity/nftable"
 )
 
 func mustOpen(t *testing.T, accounts ...Account) *Ledger {
@@ -57,7 +58,7 @@ func TestBatchesAreBounded(t *testing.T) {
 	var e elements
 	key := Key{Family: unix.NFPROTO_IPV6, Protocol: unix.IPPROTO_TCP, Port: 80, Addr: netip.IPv6Loopback()}
 	e.ignore(key, networks("2001:db8:%02x%02x::/48", 20000))
-	table := table{name: t.Name()}
+	table := table{Table: &nftable.Table{}}
 	table.sets[ip6].ignored[v6] = &nftables.Set{Name: "ignored"}
 	messages := 0
 	for i, batch := range table.batches(unix.NFT_MSG_DELSETELEM, &e) {
@@ -172,13 +173,13 @@ func TestRefusedLate(t *testing.T) {
 func limit(t *testing.T, l *Ledger, k kind, f family, size uint32, key ...nftables.SetDatatype) {
 	t.Helper()
 	set := nftables.Set{
-		Table: l.table.home(), Name: "ignored_" + k.String() + "_" + f.String(), Interval: true, Concatenation: true, Size: size, ID: 1,
+		Table: l.table.Home(), Name: "ignored_" + k.String() + "_" + f.String(), Interval: true, Concatenation: true, Size: size, ID: 1,
 		KeyType: nftables.MustConcatSetType(key...),
 	}
-	if err := l.table.conn.AddSet(&set, nil); err != nil {
+	if err := l.table.Batch().AddSet(&set, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.table.flush(); err != nil {
+	if err := l.table.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	l.table.sets[k].ignored[f] = &set

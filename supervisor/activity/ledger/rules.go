@@ -7,6 +7,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"hibergate/supervisor/activity/nftable"
 )
 
 // lifetime is the timeout of the elements of the "last" sets: longer than any
@@ -30,8 +32,11 @@ type sets struct {
 	ignored [families]*nftables.Set // nil where no account of that kind ignores such peers
 }
 
-func (t *table) home() *nftables.Table {
-	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
+// table is the table of a Ledger.
+type table struct {
+	*nftable.Table
+	track bool        // makes connection tracking active
+	sets  [kinds]sets // that there are
 }
 
 // addSets puts the sets that elements need and are not there yet into the next batch. grown says
@@ -40,9 +45,9 @@ func (t *table) addSets(e *elements) (grown bool, err error) {
 	id := uint32(0) // the library's own counter is shared and not locked
 	add := func(set nftables.Set) *nftables.Set {
 		id++
-		set.Table, set.Concatenation, set.ID = t.home(), true, id
+		set.Table, set.Concatenation, set.ID = t.Home(), true, id
 		if err == nil {
-			err = t.conn.AddSet(&set, nil)
+			err = t.Batch().AddSet(&set, nil)
 		}
 		grown = true
 		return &set
@@ -90,13 +95,13 @@ func (t *table) addSets(e *elements) (grown bool, err error) {
 // filters and before source NAT, so the packets have the addresses that the socket sees.
 func (t *table) writeRules() {
 	chain := func(c nftables.Chain) *nftables.Chain {
-		c.Table = t.home()
-		added := t.conn.AddChain(&c)
-		t.conn.FlushChain(added)
+		c.Table = t.Home()
+		added := t.Batch().AddChain(&c)
+		t.Batch().FlushChain(added)
 		return added
 	}
 	rule := func(chain *nftables.Chain, exprs ...expr.Any) {
-		t.conn.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs})
+		t.Batch().AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: exprs})
 	}
 	for d, hook := range []*nftables.ChainHook{nftables.ChainHookInput, nftables.ChainHookOutput} {
 		d := direction(d)

@@ -1,4 +1,4 @@
-package ledger
+package nftable
 
 import (
 	"bytes"
@@ -11,21 +11,21 @@ import (
 	"hibergate/supervisor/activity/netlink"
 )
 
-// element is one element of a set, as a dump tells it.
-type element struct {
-	key     []byte // aliases the message
-	packets uint64
-	bytes   uint64
-	left    time.Duration // until the element times out
-	timed   bool          // left is there
+// Element is one element of a set, as a dump tells it.
+type Element struct {
+	Key     []byte // aliases the message
+	Packets uint64 // of its counter
+	Bytes   uint64
+	Left    time.Duration // until the element times out
+	Timed   bool          // Left is there
 }
 
 // nftaSetElemExpressions is NFTA_SET_ELEM_EXPRESSIONS: several expressions in one element.
 const nftaSetElemExpressions = 11
 
-// decodeElements calls each with every element in the body of an NFT_MSG_NEWSETELEM
+// DecodeElements calls each with every element in the body of an NFT_MSG_NEWSETELEM
 // message. It allocates nothing. Pure.
-func decodeElements(body []byte, each func(element)) error {
+func DecodeElements(body []byte, each func(Element)) error {
 	if len(body) < 4 {
 		return netlink.ErrMalformed
 	}
@@ -49,8 +49,8 @@ func decodeElements(body []byte, each func(element)) error {
 	return message.Err()
 }
 
-func decodeElement(b []byte) (element, error) {
-	var e element
+func decodeElement(b []byte) (Element, error) {
+	var e Element
 	as := netlink.Attributes{Rest: b}
 	for as.Next() {
 		switch as.Type {
@@ -58,7 +58,7 @@ func decodeElement(b []byte) (element, error) {
 			key := netlink.Attributes{Rest: as.Value}
 			for key.Next() {
 				if key.Type == unix.NFTA_DATA_VALUE {
-					e.key = key.Value
+					e.Key = key.Value
 				}
 			}
 			if err := key.Err(); err != nil {
@@ -69,7 +69,7 @@ func decodeElement(b []byte) (element, error) {
 				return e, netlink.ErrMalformed
 			}
 			ms := min(binary.BigEndian.Uint64(as.Value), math.MaxInt64/uint64(time.Millisecond))
-			e.left, e.timed = time.Duration(ms)*time.Millisecond, true
+			e.Left, e.Timed = time.Duration(ms)*time.Millisecond, true
 		case unix.NFTA_SET_ELEM_EXPR:
 			if err := e.decodeExpression(as.Value); err != nil {
 				return e, err
@@ -90,7 +90,7 @@ func decodeElement(b []byte) (element, error) {
 }
 
 // decodeExpression takes the figures of a counter; other expressions are not ours.
-func (e *element) decodeExpression(b []byte) error {
+func (e *Element) decodeExpression(b []byte) error {
 	counter := false
 	as := netlink.Attributes{Rest: b}
 	for as.Next() {
@@ -105,9 +105,9 @@ func (e *element) decodeExpression(b []byte) error {
 				}
 				switch n := binary.BigEndian.Uint64(figures.Value); figures.Type {
 				case unix.NFTA_COUNTER_BYTES:
-					e.bytes = n
+					e.Bytes = n
 				case unix.NFTA_COUNTER_PACKETS:
-					e.packets = n
+					e.Packets = n
 				}
 			}
 			if err := figures.Err(); err != nil {

@@ -1,4 +1,4 @@
-package ledger
+package nftable
 
 import (
 	"encoding/binary"
@@ -23,23 +23,23 @@ const (
 	maxNames = 16 // supervisors of one name in one network namespace
 )
 
-// table is an nftables table and what holds it.
-type table struct {
+// Table is an nftables table and what holds it. It is not safe for concurrent use.
+type Table struct {
 	name string
 	// conn owns the table; wire is the same socket, for what the library cannot say.
 	conn *nftables.Conn
 	wire *mdlayher.Conn
 	// lock is an abstract Unix socket named after the table: it tells the living from the dead where
 	// the kernel knows no owners. -1: none, as where it does: anybody may take such a name.
-	lock  int
-	track bool        // makes connection tracking active
-	sets  [kinds]sets // that there are
+	lock int
 }
 
-// createTable makes an empty table under the first name that is free.
-func createTable(reader *netlink.Conn, name string, track bool) (*table, error) {
+// Create makes an empty table. It is called name, or name-2 and so on where a live
+// process owns that; a table that a dead process left is replaced. It asks through reader. The
+// error wraps unix.EPERM where CAP_NET_ADMIN is missing.
+func Create(reader *netlink.Conn, name string) (*Table, error) {
 	for i := 1; i <= maxNames; i++ {
-		t := &table{name: name, lock: -1, track: track}
+		t := &Table{name: name, lock: -1}
 		if i > 1 {
 			t.name = fmt.Sprintf("%s-%d", name, i)
 		}
@@ -59,6 +59,17 @@ func createTable(reader *netlink.Conn, name string, track bool) (*table, error) 
 	}
 	return nil, fmt.Errorf("%d tables named %s belong to other live processes", maxNames, name)
 }
+
+// Name returns the name of the table.
+func (t *Table) Name() string { return t.name }
+
+// Home returns the table as the library wants it.
+func (t *Table) Home() *nftables.Table {
+	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
+}
+
+// Batch returns what gathers changes of the table until Flush, nil after Close.
+func (t *Table) Batch() *nftables.Conn { return t.conn }
 
 // isOwned says whether there is a table of this name that belongs to a live socket.
 func isOwned(reader *netlink.Conn, name string) (bool, error) {
@@ -84,7 +95,7 @@ func isOwned(reader *netlink.Conn, name string) (bool, error) {
 // errInUse says that a live process holds the lock.
 var errInUse = errors.New("the table is in use")
 
-func (t *table) takeLock() error {
+func (t *Table) takeLock() error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open lock: %w", err)
@@ -100,7 +111,7 @@ func (t *table) takeLock() error {
 }
 
 // create replaces whatever has the name by an empty table of our own, in one transaction.
-func (t *table) create() error {
+func (t *Table) create() error {
 	// The library sends no table flags, so it lends its socket.
 	var err error
 	t.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdlayher.Conn) error {
@@ -112,27 +123,27 @@ func (t *table) create() error {
 	}
 	add := t.message(unix.NFT_MSG_NEWTABLE, 0)
 	del := t.message(unix.NFT_MSG_DELTABLE, 0)
-	err = t.transact(add, del, t.message(unix.NFT_MSG_NEWTABLE, nftTableOwner))
+	err = t.Transact(add, del, t.message(unix.NFT_MSG_NEWTABLE, nftTableOwner))
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) { // before Linux 5.12
 		if err = t.takeLock(); err == nil {
-			err = t.transact(add, del, add)
+			err = t.Transact(add, del, add)
 		}
 	}
 	return err
 }
 
 // message makes a message about the table itself.
-func (t *table) message(typ uint16, flags uint32) mdlayher.Message {
+func (t *Table) message(typ uint16, flags uint32) mdlayher.Message {
 	r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, typ, 0, unix.NFPROTO_INET).
 		String(unix.NFTA_TABLE_NAME, t.name)
 	if flags != 0 {
 		r.Attribute(nftTableFlags, binary.BigEndian.AppendUint32(nil, flags)...)
 	}
-	return asMessage(typ, r)
+	return Message(typ, r)
 }
 
-// asMessage hands a request to the socket of the library.
-func asMessage(typ uint16, r *netlink.Request) mdlayher.Message {
+// Message makes of a request, whose type is typ (NFT_MSG_*), what Transact takes.
+func Message(typ uint16, r *netlink.Request) mdlayher.Message {
 	return mdlayher.Message{
 		Header: mdlayher.Header{
 			Type:  mdlayher.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ),
@@ -144,15 +155,16 @@ func asMessage(typ uint16, r *netlink.Request) mdlayher.Message {
 
 // bound makes the reads that follow end in time, until the returned function is called: a
 // deadline that was left would wake the program once more.
-func (t *table) bound() (unbound func(), err error) {
+func (t *Table) bound() (unbound func(), err error) {
 	if err := t.wire.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
 		return nil, err
 	}
 	return func() { _ = t.wire.SetReadDeadline(time.Time{}) }, nil // it cannot fail where the other did not
 }
 
-// transact sends messages as one batch and waits for all acknowledgements.
-func (t *table) transact(messages ...mdlayher.Message) error {
+// Transact sends messages as one batch and waits for all acknowledgements. After an error, an
+// unix.Errno in its chain where the kernel refused, nothing was done.
+func (t *Table) Transact(messages ...mdlayher.Message) error {
 	if len(messages) == 0 {
 		return nil
 	}
@@ -186,8 +198,8 @@ func (t *table) transact(messages ...mdlayher.Message) error {
 // answerWithin is when the kernel is given up on; it answers at once.
 const answerWithin = 10 * time.Second
 
-// flush sends what the library has gathered.
-func (t *table) flush() error {
+// Flush sends what Batch has gathered, as one transaction.
+func (t *Table) Flush() error {
 	unbound, err := t.bound()
 	if err != nil {
 		return err
@@ -196,16 +208,16 @@ func (t *table) flush() error {
 	return t.conn.Flush()
 }
 
-// close deletes the table and lets go of its name.
-func (t *table) close() error {
-	err := t.transact(t.message(unix.NFT_MSG_DELTABLE, 0))
+// Close deletes the table and lets go of its name. Nothing else may be called after it.
+func (t *Table) Close() error {
+	err := t.Transact(t.message(unix.NFT_MSG_DELTABLE, 0))
 	if errors.Is(err, unix.ENOENT) {
 		err = nil // somebody was faster
 	}
 	return errors.Join(err, t.release())
 }
 
-func (t *table) release() error {
+func (t *Table) release() error {
 	var err error
 	if t.conn != nil {
 		err = t.conn.CloseLasting()
