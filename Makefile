@@ -10,11 +10,12 @@ FUZZTIME ?= 10s
 BENCH    ?= .
 STORM    ?=
 ADOPT    ?= .
+GATE     ?= .
 
 # "./..." leaves testdata out.
-PACKAGES := ./... ./testdata/storm/... ./testdata/adopt/...
+PACKAGES := ./... ./testdata/storm/... ./testdata/adopt/... ./testdata/kubernetes/...
 
-.PHONY: all build test race e2e fuzz bench storm adopt lint fmt fmt-diff vet mod docs check demo install clean
+.PHONY: all build test race e2e fuzz bench storm adopt gate lint fmt fmt-diff vet mod docs check demo install clean
 all: build
 
 build:
@@ -51,6 +52,11 @@ storm: build
 #   make adopt ADOPT=nginx HIBERGATED_CYCLES=1000
 adopt:
 	HIBERGATED_CYCLES=$${HIBERGATED_CYCLES:-200} CGO_ENABLED=0 go test -count=1 -v -parallel 1 -timeout 0 -run '^TestAdopt$$/$(ADOPT)' ./cmd/hibergated
+
+# The same for gates, whoever moves the bytes.
+#   make gate GATE=lookup HIBERGATED_CYCLES=1000
+gate:
+	HIBERGATED_CYCLES=$${HIBERGATED_CYCLES:-500} CGO_ENABLED=0 go test -count=1 -v -timeout 0 -run '^TestGateCycles$$/$(GATE)' ./cmd/hibergated
 
 lint: $(LINT)
 	$(LINT) config verify

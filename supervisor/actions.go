@@ -42,7 +42,11 @@ func (s *Supervisor) do(u *unit, a action) {
 	case readQueue:
 		s.readQueue(u)
 	case confirm:
-		s.confirm(u)
+		if u.door != nil {
+			s.confirmDoor(u)
+		} else {
+			s.confirm(u)
+		}
 	case freeze:
 		s.freeze(u)
 	case thaw:
@@ -50,7 +54,11 @@ func (s *Supervisor) do(u *unit, a action) {
 			s.log.Error("service not thawed", slog.String("service", u.spec.Name), slog.Any("err", err))
 		}
 	case drain:
-		s.drain(u)
+		if u.door != nil {
+			s.drainDoor(u)
+		} else {
+			s.drain(u)
+		}
 	case unpark:
 		u.park = false
 		if !u.parking { // else parkDone does it
@@ -58,6 +66,18 @@ func (s *Supervisor) do(u *unit, a action) {
 		}
 	case command:
 		s.command(u)
+	case rouse:
+		s.rouse(u, a)
+	case giveUp:
+		if u.door.giveUp != nil {
+			u.door.giveUp()
+		}
+	case admit:
+		s.admit(u)
+	case shut:
+		s.shutDoor(u)
+	case cut:
+		s.cutDoor(u)
 	case signal:
 		s.signal(u, a)
 	case limited:
@@ -68,6 +88,10 @@ func (s *Supervisor) do(u *unit, a action) {
 }
 
 func (s *Supervisor) arm(u *unit) {
+	if u.door != nil {
+		s.armDoor(u)
+		return
+	}
 	for _, p := range u.ports {
 		s.armPort(u, p)
 	}
@@ -324,11 +348,17 @@ func (u *unit) target() target {
 func (s *Supervisor) look(ctx context.Context, targets ...target) [][]activity.Summary {
 	var keys []uint32
 	for _, t := range targets {
-		keys = append(keys, t.ports.keys()...)
+		if t.unit.door == nil {
+			keys = append(keys, t.ports.keys()...)
+		}
 	}
 	sums := s.looker.Look(ctx, time.Now(), keys)
 	answers := make([][]activity.Summary, len(targets))
 	for i, t := range targets {
+		if d := t.unit.door; d != nil {
+			answers[i] = d.sums(ctx, time.Now(), false)
+			continue
+		}
 		n := len(t.ports)
 		answers[i], sums = sums[:n], sums[n:]
 		for j := range answers[i] {
@@ -400,7 +430,7 @@ func (s *Supervisor) report(u *unit, a report) {
 	if a.to == Backoff || a.to == Failed {
 		level = slog.LevelWarn
 		switch a.reason { //nolint:exhaustive // with the others nothing is wrong with the service
-		case ReasonFailed, ReasonStartFailed, ReasonNothingRead, ReasonNotReady:
+		case ReasonFailed, ReasonStartFailed, ReasonNothingRead, ReasonNotReady, ReasonLost:
 			u.fails++
 		case ReasonRate:
 			u.refused.Pauses++

@@ -1,15 +1,15 @@
 // Package supervisor owns the lives of services: when a process starts, when it
 // is put to sleep, what follows when it fails.
 //
-// The decisions are pure: a policy (solo or perConnection, see machine.go) is
+// The decisions are pure: a policy (solo, perConnection or gated, see machine.go) is
 // told what happened and returns what to do. One goroutine, [Supervisor.Run],
 // owns every policy, does what they return, and waits in one place: for traffic,
 // for a message, or for the earliest deadline. Launching, accepting, freezing
 // and looking at the kernel happen in goroutines that bring back one message each. A
 // sleeping service costs a struct, and there is no ticker.
 //
-// A policy: solo.go with soloask.go and soloend.go, perconn.go, and what both have in machine.go; idleness.go, stuck.go and sources.go
-// judge. Its actions: actions.go (sockets, starts, looks), stop.go, refuse.go, screen.go, open.go. What comes
+// A policy: solo.go with soloask.go and soloend.go, perconn.go, gated.go, and what both have in machine.go; idleness.go, stuck.go and sources.go
+// judge. Its actions: actions.go (sockets, starts, looks), stop.go, refuse.go, screen.go, open.go, for gates door.go and rouse.go. What comes
 // back: supervisor.go, notice.go, reap.go, timers.go, adopting.go, notifying.go. What is learned of a program, and kept: learned.go. What users ask: request.go.
 //
 //	goroutine                how many                      owns
@@ -18,6 +18,9 @@
 //	look                     at most 1                     one pass over the witnesses
 //	confirm, drain, freeze   at most 1 for each service    parking, one freeze, one look
 //	stop command             at most 1 for each service    its process
+//	rouse, launch command    at most 1 each for each gate  the start of a destination, one process
+//	work of a door           at most 1 for each gate       the gate: opening, shutting, a look, the stop command
+//	relay                    a few for each gate that is open, or has connections; see package gate
 //	screen                   at most 1 for each socket     one look at a queue
 //	adopt.Session            1 for each adopting process   its questions, from the start to the end of the last descendant
 //	callers                  any                           nothing: they send a request and get copies
@@ -98,10 +101,48 @@
 //	failed     -> killing     supervisor stops
 //	failed     -> stopped     supervisor stops
 //
+// With handoff = "gate" there is no process of ours: "starting" launches the destination, or waits until it is ready, and
+// "running" means that it is up and that who comes is led there:
+//
+//	listening  -> starting    requested, traffic
+//	listening  -> running     already up
+//	listening  -> backoff     address not to be had, rate limit, socket is shut down
+//	listening  -> failed      socket is shut down
+//	listening  -> stopped     supervisor stops
+//	starting   -> listening   stopped
+//	starting   -> running     already up, ready
+//	starting   -> stopping    not ready, requested
+//	starting   -> backoff     out of resources, start failed
+//	starting   -> failed      start failed
+//	starting   -> stopped     supervisor stops
+//	running    -> listening   destination gone
+//	running    -> confirming  idle
+//	running    -> stopping    requested
+//	running    -> backoff     destination gone
+//	running    -> failed      destination gone
+//	running    -> stopped     supervisor stops
+//	confirming -> listening   destination gone
+//	confirming -> running     busy after all
+//	confirming -> stopping    idle, requested
+//	confirming -> backoff     destination gone
+//	confirming -> failed      destination gone
+//	confirming -> stopped     supervisor stops
+//	stopping   -> listening   stopped
+//	stopping   -> running     stop failed
+//	stopping   -> backoff     not ready
+//	stopping   -> failed      not ready
+//	stopping   -> stopped     supervisor stops
+//	backoff    -> listening   address is there, backoff over, reset
+//	backoff    -> starting    requested
+//	backoff    -> stopped     supervisor stops
+//	failed     -> listening   backoff over, reset
+//	failed     -> starting    requested
+//	failed     -> stopped     supervisor stops
+//
 // What always holds: a solo service has at most one process that was started, and no other of its
 // processes is left when the next one is (but with stop.kill_mode = "process"); sockets are armed
 // only in listening and frozen, with accept = true in running, and in failed where clients are refused; a service is
 // stopped for idleness only after a look in which every socket was known and quiet while all its processes
-// were frozen; new connections are parked only in confirming, stopping and killing, and with ready.hold in starting; a listening socket is
+// were frozen, or its gate was shut; a gate is open only in running; new connections are parked only in confirming, stopping and killing, and with ready.hold in starting; a listening socket is
 // closed only when the supervisor ends.
 package supervisor

@@ -175,7 +175,7 @@ func (l *fakeLauncher) Close() error       { return nil }
 func (l *fakeLauncher) Abort()             {}
 func (l *fakeLauncher) Tracking() string   { return "fake" }
 func (l *fakeLauncher) Tree(*Service) Tree { return &fakeTree{stage: (*stage)(l)} }
-func (l *fakeLauncher) Run(_ *Service, _ Tree, argv, _ []string) error {
+func (l *fakeLauncher) Run(_ context.Context, _ *Service, _ Tree, argv, _ []string) error {
 	time.Sleep(time.Millisecond)
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -52,8 +52,8 @@ type Launcher interface {
 	Launch(svc *Service, tree Tree, sockets []*activation.Socket, notify string) (Process, error)
 	// Serve accepts what waits on a socket and starts a process for each connection.
 	Serve(svc *Service, tree Tree, socket *activation.Socket, order serveOrder) (batch, error)
-	// Run runs a command of the service to its end, at most for its stop.timeout.
-	Run(svc *Service, tree Tree, argv, env []string) error
+	// Run runs a command of the service to its end. When ctx ends it is killed, with its process group.
+	Run(ctx context.Context, svc *Service, tree Tree, argv, env []string) error
 	// Abort ends starts that are held up.
 	Abort()
 	Close() error

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -154,26 +155,24 @@ func (l *execLauncher) startConnection(svc *Service, tree Tree, c *connection) (
 }
 
 // Run implements Launcher.
-func (l *execLauncher) Run(svc *Service, tree Tree, argv, env []string) error {
+func (l *execLauncher) Run(ctx context.Context, svc *Service, tree Tree, argv, env []string) error {
 	p, err := l.start(svc, tree, argv, activation.Handoff{First: 3, Env: env}, nil)
 	if err != nil {
 		return err
 	}
-	end := time.Now().Add(svc.Stop.Timeout)
-	late := false
-	for !waitReadable(p.PIDFD(), time.Until(end)) {
-		late = true
-		end = time.Now().Add(svc.Stop.Timeout)
-		if err := p.Signal(unix.SIGKILL); err != nil {
-			return err
-		}
+	killed := make(chan error, 1)
+	keep := context.AfterFunc(ctx, func() { killed <- errors.Join(p.KillGroup(), p.Signal(unix.SIGKILL)) })
+	waitReadable(p.PIDFD(), -1)
+	late := !keep()
+	if late {
+		err = <-killed // before the pid is anybody else's
 	}
-	status, err := p.Reap()
+	status, reapErr := p.Reap()
 	switch {
-	case err != nil:
-		return err
-	case late:
-		return fmt.Errorf("%s: still running after %s: %w", argv[0], svc.Stop.Timeout, os.ErrDeadlineExceeded)
+	case reapErr != nil:
+		return errors.Join(err, reapErr)
+	case late && status.Signal == unix.SIGKILL:
+		return fmt.Errorf("%s: killed: %w", argv[0], context.Cause(ctx))
 	case status != process.ExitStatus{}:
 		return fmt.Errorf("%s: %s", argv[0], status)
 	}

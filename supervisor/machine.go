@@ -12,8 +12,8 @@ import (
 
 // A policy decides about one service. It is pure: no clock, no I/O, no
 // goroutine; step is told what happened and when, and returns what to do, in
-// order. There are two: solo (one process for all sockets) and perConnection
-// (accept = true).
+// order. There are three: solo (one process for all sockets), perConnection
+// (accept = true) and gated (no process of ours).
 type policy interface {
 	step(now time.Time, ev event) []action
 	life() *lifecycle
@@ -86,8 +86,23 @@ type (
 	frozen struct{ err error }
 	// drained: the answer to drain.
 	drained struct{}
-	// commandEnded: the stop command has ended.
-	commandEnded struct{}
+	// commandEnded: the stop command has ended. err: a gate's destination may still be up.
+	commandEnded struct{ err error }
+	// upAlready: a gate's destination is up, without our doing.
+	upAlready struct{}
+	// roused: the answer to rouse. launched: there is something to stop, also where err says that it is not ready. pause as
+	// in launchFailed.
+	roused struct {
+		launched, pause bool
+		err             error
+	}
+	// lost: a gate's destination refuses connections, or the gate could not be opened. served: it had accepted some since admit.
+	// pause as in launchFailed.
+	lost struct {
+		err    error
+		served bool
+		pause  bool
+	}
 	// deadlinePassed: the deadline may have come. It is harmless when it has not.
 	deadlinePassed struct{}
 	// resourcesFreed: what a pause waits for may be there.
@@ -120,6 +135,9 @@ func (queueRead) event()         {}
 func (frozen) event()            {}
 func (drained) event()           {}
 func (commandEnded) event()      {}
+func (upAlready) event()         {}
+func (roused) event()            {}
+func (lost) event()              {}
 func (deadlinePassed) event()    {}
 func (resourcesFreed) event()    {}
 func (wakeRequested) event()     {}
@@ -166,7 +184,7 @@ type (
 	look struct{}
 	// readQueue asks what waits; queueRead follows.
 	readQueue struct{}
-	// confirm parks new connections, freezes the service and looks; confirmed follows.
+	// confirm parks new connections, freezes the service and looks; confirmed follows. A gate is shut.
 	confirm struct{}
 	// freeze the service; frozen follows.
 	freeze struct{}
@@ -179,6 +197,20 @@ type (
 	unpark struct{}
 	// command runs the stop command; commandEnded follows.
 	command struct{}
+	// rouse launches a gate's destination, unless it is up, and waits until it is ready; roused follows. socket is
+	// where the traffic came, or nobody.
+	rouse struct {
+		reason Reason
+		socket int
+	}
+	// giveUp what rouse or command waits for.
+	giveUp struct{}
+	// admit leads to the destination who waits and who comes.
+	admit struct{}
+	// shut the gate: who comes waits. Who was admitted goes on.
+	shut struct{}
+	// cut all connections of a gate.
+	cut struct{}
 	// signal the processes of the service.
 	signal struct {
 		signal syscall.Signal
@@ -219,6 +251,11 @@ func (thaw) action()      {}
 func (drain) action()     {}
 func (unpark) action()    {}
 func (command) action()   {}
+func (rouse) action()     {}
+func (giveUp) action()    {}
+func (admit) action()     {}
+func (shut) action()      {}
+func (cut) action()       {}
 func (signal) action()    {}
 func (limited) action()   {}
 func (report) action()    {}

@@ -31,6 +31,11 @@ type world struct {
 	left    bool // others of the service live
 	frozen  bool
 	parked  bool
+	up      bool // the destination of a gate, as far as the policy can know
+	open    bool // the gate
+	cut     bool
+	collect bool // clients are accepted, and kept
+	given   bool // what rouse or command waits for was given up
 	armed   []bool
 	pending []event // answers that are under way
 	quiet   bool    // the last answer to confirm said so
@@ -52,6 +57,7 @@ const (
 	settingReady            // it is not ready at once, and clients are held until it is
 	settingLearn            // the same, and nobody knows where it listens
 	settingLinger           // final_signal is not SIGKILL
+	settingGate             // handoff = "gate"; it wins over all but settingReject, settingUnopened and settingLimits
 )
 
 func newWorld(tb testing.TB, set setting) *world {
@@ -87,16 +93,22 @@ func newWorld(tb testing.TB, set setting) *world {
 	if set&settingLinger != 0 {
 		svc.Stop.FinalSignal = syscall.SIGQUIT
 	}
+	if set&settingGate != 0 {
+		svc.Accept, svc.Handoff, svc.Ready = false, Gate, Ready{}
+	}
 	w := &world{t: tb, svc: svc, now: time.Unix(1000, 0), armed: []bool{true, true}, seen: map[string]bool{}}
-	if svc.Accept {
+	switch {
+	case svc.Handoff == Gate:
+		w.p = newGated(svc, w.now)
+	case svc.Accept:
 		w.p = newPerConnection(svc, w.now)
-	} else {
+	default:
 		w.p = newSolo(svc, w.now)
 	}
 	if set&settingUnopened != 0 {
 		w.tell(openFailed{errors.New("no such address")})
 	}
-	if set&settingLearn != 0 && !svc.Accept {
+	if set&settingLearn != 0 && !svc.Accept && svc.Handoff != Gate {
 		w.tell(addresses{})
 	}
 	return w
@@ -135,6 +147,9 @@ func (w *world) do(a action) {
 		w.pending = append(w.pending, opened{})
 	case arm:
 		w.armed[0], w.armed[1] = true, true
+		if w.collect {
+			w.fatalf("armed while clients are accepted")
+		}
 	case armOne:
 		w.armed[a.socket] = true
 	case disarm:
@@ -164,17 +179,40 @@ func (w *world) do(a action) {
 		w.pending = append(w.pending, queueRead{})
 	case confirm:
 		w.pending = append(w.pending, confirmed{})
-		w.parked, w.quiet = true, false
+		w.parked, w.quiet = w.svc.Handoff != Gate, false
 		w.frozen = w.alive()
+		w.open = false
+	case rouse:
+		if w.open || has[roused](w) || has[commandEnded](w) {
+			w.fatalf("launched with the gate open, or with another command at work")
+		}
+		w.collect = true
+		w.pending = append(w.pending, roused{launched: !w.up})
+	case giveUp:
+		w.given = true
+	case admit:
+		if w.cut {
+			w.fatalf("admitted at the end")
+		}
+		w.open, w.collect = true, false
+	case shut:
+		w.open, w.collect = false, false
+	case cut:
+		w.open, w.cut, w.collect = false, true, false
 	case freeze:
 		w.pending = append(w.pending, frozen{})
 		w.frozen = w.alive()
 	case drain:
 		w.pending = append(w.pending, drained{})
-		w.parked = true
+		w.parked = w.svc.Handoff != Gate
+		w.open = false
 	case unpark:
 		w.parked = false
 	case command:
+		if w.open {
+			w.fatalf("stopped with the gate open")
+		}
+		w.given = false
 		w.pending = append(w.pending, commandEnded{})
 	case thaw:
 		w.frozen = false
@@ -203,6 +241,10 @@ func (w *world) check() {
 	w.t.Helper()
 	l := w.p.life()
 	m, solo := w.p.(*solo)
+	if g, ok := w.p.(*gated); ok {
+		w.checkGate(g)
+		return
+	}
 	freezing := solo && m.freezing
 	mayArm := l.state == Listening || w.svc.Accept && l.state == Running || l.state == Frozen && !freezing ||
 		l.state == Failed && w.svc.Restart.OnFailure == Reject
@@ -252,6 +294,74 @@ func (w *world) check() {
 	}
 	if c, ok := w.p.(*perConnection); ok && w.svc.Limits.MaxConnections > 0 && c.live > w.svc.Limits.MaxConnections {
 		w.fatalf("%d connections", c.live)
+	}
+}
+
+// checkGate holds the same of gates.
+func (w *world) checkGate(m *gated) {
+	w.t.Helper()
+	mayArm := m.state == Listening || m.state == Failed && w.svc.Restart.OnFailure == Reject
+	if (w.armed[0] || w.armed[1]) && !mayArm {
+		w.fatalf("armed in %s", m.state)
+	}
+	if m.state == Listening && (!w.armed[0] || !w.armed[1]) {
+		w.fatalf("%s with a disarmed socket", m.state)
+	}
+	if w.open != (m.state == Running) {
+		w.fatalf("open is %v in %s", w.open, m.state)
+	}
+	switch m.state {
+	case Starting:
+		if !has[roused](w) {
+			w.fatalf("nothing ends %s", m.state)
+		}
+		if m.deadline.IsZero() && !w.given {
+			w.fatalf("no deadline in %s", m.state)
+		}
+	case Running:
+		if m.deadline.IsZero() && !has[looked](w) {
+			w.fatalf("running without a deadline")
+		}
+	case Confirming:
+		if !has[confirmed](w) {
+			w.fatalf("nothing ends %s", m.state)
+		}
+	case Stopping:
+		if !has[drained](w) && !has[commandEnded](w) {
+			w.fatalf("nothing ends %s", m.state)
+		}
+		if !m.draining && m.deadline.IsZero() && !w.given {
+			w.fatalf("no deadline in %s", m.state)
+		}
+	case Backoff:
+		if m.deadline.IsZero() && !has[opened](w) {
+			w.fatalf("no deadline in %s", m.state)
+		}
+	case Failed:
+		if m.deadline.IsZero() {
+			w.fatalf("no deadline in %s", m.state)
+		}
+	case Stopped:
+		if !w.cut {
+			w.fatalf("connections left in %s", m.state)
+		}
+	case Listening:
+	case Frozen, Killing:
+		w.fatalf("in %s", m.state)
+	}
+}
+
+// gateEvent is what can happen to a gate by itself.
+func (w *world) gateEvent(detail int) {
+	w.t.Helper()
+	switch {
+	case detail == 3:
+		w.up = w.up || w.p.life().state == Listening
+		w.tell(upAlready{})
+	case w.open || has[confirmed](w):
+		w.up = detail%2 == 0 // it may have ended, or just refuse
+		w.open = false
+		w.tell(lost{errors.New("refused"), detail%3 == 1, detail%5 == 4})
 	}
 }
 
@@ -318,6 +428,8 @@ func (w *world) act(b byte) {
 		}
 	case 14:
 		switch {
+		case w.svc.Handoff == Gate:
+			w.gateEvent(detail)
 		case !w.alive() || w.svc.Ready.Type == ReadyExec || slices.ContainsFunc(w.pending, isLaunch):
 		case detail == 3:
 			w.tell(addresses{known: true})
@@ -359,7 +471,7 @@ func (w *world) unfreeze() {
 
 func (w *world) request(detail int) {
 	w.t.Helper()
-	if w.svc.Accept && detail%5 < 3 {
+	if w.svc.Accept && detail%5 < 3 || w.svc.Handoff == Gate && (detail%5 == 1 || detail%5 == 2) {
 		return // refused before it comes to the policy
 	}
 	switch detail % 5 {
@@ -407,6 +519,22 @@ func (w *world) answer(ev event, detail int) event {
 		}
 		w.live += ev.started
 		return ev
+	case roused:
+		switch {
+		case !bad && (!w.given || detail%2 == 0):
+			w.up = true
+			return ev
+		case detail == 2 && ev.launched:
+			w.up = true // and not ready
+			return roused{launched: true, err: errors.New("no")}
+		}
+		return roused{err: errors.New("no"), pause: detail == 5}
+	case commandEnded:
+		if ev.err = nil; bad {
+			ev.err = errors.New("no")
+		}
+		w.up = w.up && bad
+		return ev
 	case looked:
 		return looked{sums}
 	case queueRead:
@@ -451,6 +579,7 @@ func FuzzPolicy(f *testing.F) {
 	f.Add(uint16(0), []byte{0, 30, 6, 0, 2, 6, 2, 38, 5})
 	f.Add(uint16(settingAccept|settingLimits), []byte{0, 2, 1, 2, 5, 5, 9, 30, 6})
 	f.Add(uint16(settingMixed|settingCommand), []byte{0, 2, 9, 2, 2, 47, 12})
+	f.Add(uint16(settingGate), []byte{0, 2, 6, 2, 32, 2, 59, 2, 30, 9})
 	f.Add(uint16(settingUnopened|settingReject), []byte{6, 30, 13, 2, 0, 30, 6, 0, 30})
 	f.Fuzz(func(t *testing.T, set uint16, script []byte) {
 		if len(script) > 300 {
@@ -469,13 +598,13 @@ func FuzzPolicy(f *testing.F) {
 func TestDiagram(t *testing.T) {
 	t.Parallel()
 	want := readDiagram(t)
-	for i, accept := range []setting{0, settingAccept} {
+	for i, kind := range []setting{0, settingAccept, settingGate} {
 		got := map[string]bool{}
 		for _, set := range []setting{0, settingMixed | settingCommand | settingReject, settingProcess | settingLinger | settingUnopened, settingLimits, settingReady, settingLearn, settingLearn | settingUnopened} {
-			explore(t, set|accept, got)
+			explore(t, set|kind, got)
 		}
 		if diff := cmp.Diff(slices.Sorted(maps.Keys(want[i])), slices.Sorted(maps.Keys(got))); diff != "" {
-			t.Errorf("accept = %v: doc.go and the policy differ (-doc +policy):\n%s", accept, diff)
+			t.Errorf("table %d: doc.go and the policy differ (-doc +policy):\n%s", i+1, diff)
 		}
 	}
 }
@@ -541,6 +670,10 @@ func (w *world) clone() *world {
 		p := *m
 		p.recent = slices.Clone(m.recent)
 		c.p = &p
+	case *gated:
+		p := *m
+		p.recent = slices.Clone(m.recent)
+		c.p = &p
 	case *perConnection:
 		p := *m
 		p.recent, p.sockets = slices.Clone(m.recent), slices.Clone(m.sockets)
@@ -556,23 +689,26 @@ func (w *world) situation() string {
 	switch m := w.p.(type) {
 	case *solo:
 		key += fmt.Sprint(m.awaiting, m.unknown, m.lacks.spare, m.wanted, m.freezing, m.ending, m.failing != nil, m.take.before != nil, m.stuck.inRow >= firstBracket, w.now.Sub(m.idle.since) >= m.spec.Idle.StopAfter)
+	case *gated:
+		key += fmt.Sprint(m.wanted, m.draining, m.failing != nil, m.gone != nil, w.up, w.given, m.looking, w.now.Sub(m.idle.since) >= m.spec.Idle.StopAfter)
 	case *perConnection:
 		key += fmt.Sprint(m.wanted, m.sockets[0].serving, m.sockets[0].held, m.sockets[0].waits, m.left)
 	}
 	return key
 }
 
-// readDiagram returns the transitions of the two tables in doc.go.
-func readDiagram(t *testing.T) (tables [2]map[string]bool) {
+// readDiagram returns the transitions of the three tables in doc.go.
+func readDiagram(t *testing.T) (tables [3]map[string]bool) {
 	t.Helper()
 	b, err := os.ReadFile("doc.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables[0], tables[1] = map[string]bool{}, map[string]bool{}
 	first, second, _ := strings.Cut(string(b), "With accept = true")
+	second, third, _ := strings.Cut(second, "With handoff = \"gate\"")
 	row := regexp.MustCompile(`(?m)^//\t(\w+) +-> (\w+) +(.+)$`)
-	for i, text := range []string{first, second} {
+	for i, text := range []string{first, second, third} {
+		tables[i] = map[string]bool{}
 		for _, m := range row.FindAllStringSubmatch(text, -1) {
 			for reason := range strings.SplitSeq(m[3], ", ") {
 				tables[i][fmt.Sprintf("%s -> %s (%s)", m[1], m[2], reason)] = true
@@ -609,6 +745,14 @@ func TestEveryEventInEveryState(t *testing.T) {
 		frozen{},
 		drained{},
 		commandEnded{},
+		commandEnded{errors.New("no")},
+		upAlready{},
+		roused{},
+		roused{err: errors.New("no")},
+		roused{launched: true, err: errors.New("no")},
+		lost{errors.New("no"), false, false},
+		lost{errors.New("no"), true, false},
+		lost{errors.New("no"), false, true},
 		deadlinePassed{},
 		resourcesFreed{},
 		wakeRequested{},
@@ -622,7 +766,10 @@ func TestEveryEventInEveryState(t *testing.T) {
 	}
 	for state := Listening; state <= Stopped; state++ {
 		for _, ev := range events {
-			for set := range settingLinger { // all but the last, which changes nothing here
+			for set := range settingLinger + 1 { // all but settingLinger, which changes nothing here
+				if set == settingLinger {
+					set = settingGate
+				}
 				p := newWorld(t, set).p
 				l := p.life()
 				l.state = state

@@ -82,7 +82,7 @@ func (m *perConnection) step(now time.Time, ev event) []action {
 		return m.stopFor(now, wantShutdown)
 	case resetRequested:
 		return m.reset(now)
-	case wakeRequested, freezeRequested, thawRequested, addresses, launched, readiness, launchFailed, looked, confirmed, queueRead, frozen, drained, commandEnded: // one process for all sockets only
+	case wakeRequested, freezeRequested, thawRequested, addresses, launched, readiness, launchFailed, looked, confirmed, queueRead, frozen, drained, commandEnded, upAlready, roused, lost: // one process for all sockets, and gates, only
 	}
 	return nil
 }

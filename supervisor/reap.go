@@ -233,3 +233,8 @@ func (u *unit) asleep() bool {
 	state := u.policy.life().state
 	return len(u.procs) == 0 && u.end == nil && (state == Listening || state == Backoff || state == Failed)
 }
+
+// restorable says whether sockets may be replaced: a gate may be watching its own unless it sleeps.
+func (u *unit) restorable() bool {
+	return u.asleep() && (u.door == nil || !u.door.working && u.policy.life().state == Listening)
+}

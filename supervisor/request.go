@@ -94,13 +94,20 @@ func (s *Supervisor) Wake(ctx context.Context, name string) (Status, error) {
 // Sleep stops the processes of a service, busy or not, and returns once they
 // have ended. The sockets stay open: the next traffic starts it again.
 func (s *Supervisor) Sleep(ctx context.Context, name string) (Status, error) {
-	return s.request(ctx, name, requestSleep)
+	status, err := s.request(ctx, name, requestSleep)
+	if err == nil && status.Reason == string(ReasonNotStopped) {
+		return status, fmt.Errorf("sleep service %q: %s", name, status.Error)
+	}
+	return status, err
 }
 
 // Restart stops the processes of a service and starts it again, and returns once it runs. It
 // does nothing to a service that sleeps: its next traffic starts it anyway.
 func (s *Supervisor) Restart(ctx context.Context, name string) (Status, error) {
 	status, err := s.request(ctx, name, requestRestart)
+	if err == nil && status.Reason == string(ReasonNotStopped) {
+		return status, fmt.Errorf("restart service %q: %s", name, status.Error)
+	}
 	return status, failedTo("restart", status, err)
 }
 
@@ -191,9 +198,12 @@ func (s *Supervisor) request(ctx context.Context, name string, what request) (St
 		case u.spec.Accept && (what == requestWake || what == requestFreeze || what == requestThaw):
 			failed = fmt.Errorf("service %q: %w", name, ErrPerConnection)
 			return
+		case u.door != nil && (what == requestFreeze || what == requestThaw):
+			failed = fmt.Errorf("service %q: %w", name, ErrGate)
+			return
 		}
 		w.run = u.run
-		if (what == requestReset || what == requestWake) && u.asleep() && !u.policy.life().unopened {
+		if (what == requestReset || what == requestWake) && u.restorable() && !u.policy.life().unopened {
 			s.restore(u) // somebody may have removed a path
 		}
 		s.step(time.Now(), u, what.event())
@@ -259,7 +269,10 @@ func (s *Supervisor) Status(ctx context.Context, name string, flows bool) ([]Sta
 		for j := range all[i].Sockets {
 			sock := &all[i].Sockets[j]
 			sock.account(sums[j])
-			if flows {
+			switch d := targets[i].unit.door; {
+			case flows && d != nil:
+				sock.Flows, sock.FlowsWhy = d.flows(ctx, j)
+			case flows:
 				sock.Flows, sock.FlowsWhy = s.looker.Flows(ctx, keys[j], pids)
 			}
 		}
@@ -283,8 +296,16 @@ func (s *Supervisor) status(u *unit) Status {
 	if life.err != nil {
 		st.Error = life.err.Error()
 	}
-	if m, ok := u.policy.(*solo); ok && m.awaiting {
-		st.WaitsFor = m.lacks.lacks
+	switch m := u.policy.(type) {
+	case *solo:
+		if m.awaiting {
+			st.WaitsFor = m.lacks.lacks
+		}
+	case *gated:
+		st.Gate = u.door.status(&st.Refused)
+		if life.state == Starting {
+			st.WaitsFor = u.door.lacks
+		}
 	}
 	if u.parks() {
 		st.Parking = "on"
@@ -302,11 +323,7 @@ func (s *Supervisor) status(u *unit) Status {
 	if after := u.spec.Idle.StopAfter; after > 0 {
 		st.Idle.StopAfter = after.String()
 		st.Idle.Busy = life.busy
-		if m, ok := u.policy.(*solo); ok && life.state == Running && !m.lookAt.IsZero() {
-			at := m.lookAt
-			if idle := m.idle.since.Add(after); idle.After(at) {
-				at = idle // that look comes too early to find it idle
-			}
+		if at := u.stopsAt(); life.state == Running && !at.IsZero() {
 			st.Idle.StopsAt = &at
 		}
 	}
@@ -322,6 +339,21 @@ func (s *Supervisor) status(u *unit) Status {
 		st.Sockets[i] = sock
 	}
 	return st
+}
+
+// stopsAt is when a service that runs can be stopped for idleness at the earliest; the zero Time: nobody knows, or never.
+func (u *unit) stopsAt() time.Time {
+	var at, since time.Time
+	switch m := u.policy.(type) {
+	case *solo:
+		at, since = m.lookAt, m.idle.since
+	case *gated:
+		at, since = m.lookAt, m.idle.since
+	}
+	if idle := since.Add(u.spec.Idle.StopAfter); !at.IsZero() && idle.After(at) {
+		return idle // that look comes too early to find it idle
+	}
+	return at
 }
 
 // account fills in what the kernel says.

@@ -146,6 +146,8 @@ func scriptService(t *testing.T, words []string, now time.Time) policy {
 			svc.Restart.Interval = duration(v)
 		case "on_failure":
 			svc.Restart.OnFailure = map[string]OnFailure{"reject": Reject}[v]
+		case "gate":
+			svc.Handoff = Gate
 		case "max_connections":
 			svc.Limits.MaxConnections = number(v)
 		case "overflow":
@@ -158,7 +160,10 @@ func scriptService(t *testing.T, words []string, now time.Time) policy {
 			t.Fatalf("unknown word %q", w)
 		}
 	}
-	if svc.Accept {
+	switch {
+	case svc.Handoff == Gate:
+		return newGated(&svc, now)
+	case svc.Accept:
 		return newPerConnection(&svc, now)
 	}
 	return newSolo(&svc, now)
@@ -245,7 +250,13 @@ func scriptEvent(t *testing.T, now time.Time, words []string) event {
 	case "drained":
 		return drained{}
 	case "commandEnded":
-		return commandEnded{}
+		return commandEnded{failure}
+	case "upAlready":
+		return upAlready{}
+	case "roused":
+		return roused{launched: given("launched"), pause: given("pause"), err: failure}
+	case "lost":
+		return lost{failure, given("served"), given("pause")}
 	case "restart":
 		return restartRequested{}
 	case "freeze":
@@ -304,7 +315,12 @@ func describe(a action) string {
 			return "signal " + a.signal.String() + ", those that were started"
 		}
 		return "signal " + a.signal.String()
-	case open, arm, disarm, forget, drop, look, readQueue, confirm, freeze, thaw, drain, unpark, command, limited:
+	case rouse:
+		if a.socket == nobody {
+			return fmt.Sprintf("rouse (%s)", a.reason)
+		}
+		return fmt.Sprintf("rouse (%s on socket %d)", a.reason, a.socket)
+	case open, arm, disarm, forget, drop, look, readQueue, confirm, freeze, thaw, drain, unpark, command, giveUp, admit, shut, cut, limited:
 	}
 	return strings.TrimPrefix(fmt.Sprintf("%T", a), "supervisor.")
 }

@@ -8,6 +8,7 @@ import (
 	"hibergate/activation"
 	"hibergate/activation/adopt"
 	"hibergate/supervisor/activity"
+	"hibergate/supervisor/gate"
 	"hibergate/supervisor/process"
 )
 
@@ -19,6 +20,7 @@ const (
 	ListenFDs Handoff = iota // "listen-fds": descriptors from 3 on, as sd_listen_fds(3) describes
 	Stdio                    // "stdio": one socket as standard input and output, as inetd does
 	Adopt                    // "adopt": the program's own bind(2) gets them
+	Gate                     // "gate": what comes to them is led to what is not our child
 )
 
 // Service is one service as configured: validated, immutable, shared freely
@@ -29,7 +31,8 @@ type Service struct {
 	Learn   []Learn           // with Adopt: sockets that are known once a process has bound them
 	Accept  bool              // one process per connection; else one process for all sockets
 	Handoff Handoff
-	Exec    process.Exec
+	Exec    process.Exec // with Gate it has no Command, and is the context of those that Gate has
+	Gate    *gate.Spec   // with Handoff Gate only
 	Idle    Idle
 	Wake    Wake
 	Start   Start
@@ -191,7 +194,15 @@ func (h Handoff) String() string {
 		return "stdio"
 	case Adopt:
 		return "adopt"
+	case Gate:
+		return "gate"
 	case ListenFDs:
 	}
 	return "listen-fds"
+}
+
+// ownAccount says whether all that counts as activity goes through the gate: nothing is forwarded by the kernel, or comes to the destination
+// by other ways.
+func (s *Service) ownAccount() bool {
+	return s.Gate == nil || s.Gate.Forward == gate.Relay && !s.Gate.WatchDestination
 }

@@ -128,7 +128,7 @@ func (m *solo) step(now time.Time, ev event) []action {
 		return m.exit(now, ev)
 	case emptied:
 		return m.empty(now, ev.queued)
-	case served: // accept = true only
+	case served, upAlready, roused, lost: // accept = true and gates only
 	}
 	return nil
 }

@@ -75,5 +75,8 @@ const (
 	ReasonTimeout     Reason = "stop timed out"        // still there after stop.timeout
 	ReasonRetry       Reason = "backoff over"          // the next try may begin
 	ReasonReset       Reason = "reset"                 // somebody asked to forget the failures
+	ReasonUp          Reason = "already up"            // gate: the destination was ready without our doing
+	ReasonLost        Reason = "destination gone"      // gate: it refuses connections
+	ReasonNotStopped  Reason = "stop failed"           // gate: the stop command did, so that the destination may still be up
 	ReasonShutdown    Reason = "supervisor stops"      // the supervisor is going down
 )

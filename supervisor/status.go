@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"hibergate/supervisor/activity"
+	"hibergate/supervisor/gate"
 )
 
 // Status is what a service was doing at one moment: a copy, safe to keep.
@@ -24,8 +25,17 @@ type Status struct {
 	Tracking string         `json:"tracking"`            // how its descendants are found: "cgroup", or "process tree: " and why
 	Parking  string         `json:"parking,omitempty"`   // whether new connections are parked while it stops: "on", or "off: " and why; empty: nothing to park
 	Refused  Refused        `json:"refused"`
+	Gate     *GateStatus    `json:"gate,omitempty"` // handoff = "gate"
 	Idle     IdleStatus     `json:"idle"`
 	Sockets  []SocketStatus `json:"sockets"`
+}
+
+// GateStatus says where a gate leads.
+type GateStatus struct {
+	Forward      string                   `json:"forward"`             // "relay"; "kernel", or "relay: " and why not the kernel
+	Pending      int                      `json:"pending"`             // clients that were accepted and wait for the destination
+	TimedOut     uint64                   `json:"timed_out,omitempty"` // clients that were accepted and have waited too long
+	Destinations []gate.DestinationStatus `json:"destinations"`
 }
 
 // IdleStatus says whether and when the service will be put to sleep.

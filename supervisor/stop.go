@@ -38,7 +38,7 @@ func (s *Supervisor) allowParking() {
 
 // parks says whether a unit has sockets whose connections can be parked while it stops.
 func (u *unit) parks() bool {
-	if u.spec.Accept {
+	if u.spec.Accept || u.door != nil {
 		return false // we are the one who accepts
 	}
 	for i := range u.ports {
@@ -288,19 +288,26 @@ func (s *Supervisor) undrained(t target, begun [][]uint64) bool {
 
 // command runs the stop command of the service.
 func (s *Supervisor) command(u *unit) {
+	if u.door != nil {
+		s.stopDoor(u)
+		return
+	}
 	run := u.run
 	var env []string
 	if len(u.procs) > 0 {
 		env = []string{mainPID(u.procs[0].PID())}
 	}
+	limit := u.spec.Stop.Timeout
 	s.goDo(func() message {
-		err := s.launcher.Run(u.spec, u.tree, u.spec.Stop.Command, env)
+		ctx, cancel := context.WithTimeoutCause(context.Background(), limit, fmt.Errorf("still running after %s", limit))
+		defer cancel()
+		err := s.launcher.Run(ctx, u.spec, u.tree, u.spec.Stop.Command, env)
 		return func(now time.Time) {
 			if err != nil {
 				s.log.Warn("stop command failed", slog.String("service", u.spec.Name), slog.Any("err", err))
 			}
 			if u.run == run {
-				s.step(now, u, commandEnded{})
+				s.step(now, u, commandEnded{err})
 			}
 		}
 	}, nil)

@@ -14,6 +14,7 @@ import (
 
 	"hibergate/activation"
 	"hibergate/supervisor/activity"
+	"hibergate/supervisor/gate"
 )
 
 // The errors that callers may want to tell apart.
@@ -21,6 +22,7 @@ var (
 	ErrUnknownService = errors.New("unknown service")
 	ErrShuttingDown   = errors.New("hibergated is shutting down")
 	ErrPerConnection  = errors.New("accept = true: each connection starts a process of its own, there is nothing to wake or to freeze")
+	ErrGate           = errors.New(`handoff = "gate": its processes are not ours to freeze`)
 	ErrNotRunning     = errors.New("it does not run")
 	ErrNothingToLearn = errors.New(`only with handoff = "adopt" does a program bind its sockets itself`)
 )
@@ -69,6 +71,8 @@ type Supervisor struct {
 	paused    []*unit                  // may go on when a process has ended
 	starting  int                      // processes that may come of launches under way
 	waitsFor  *activation.AddressWatch // nil: every address is there
+	tables    *tables                  // what the kernel is told for gates; immutable
+	probes    chan struct{}            // immutable; full while maxProbes are under way
 	unparked  func() error             // gives parking up; nil: nothing to give up
 	noParking string                   // why connections are not parked; empty: they are
 	counts    Counts
@@ -110,6 +114,11 @@ func New(services []*Service, opts Options) (*Supervisor, error) {
 		}
 	}
 	s.looker = activity.New(activity.Options{Logger: opts.Logger, Table: opts.Name}, watched)
+	for _, u := range s.units {
+		if u.spec.Handoff == Gate {
+			u.door = s.newDoor(u)
+		}
+	}
 	s.allowParking()
 	return s, nil
 }
@@ -119,6 +128,7 @@ func (u *unit) watched(p *port) activity.Socket {
 	return activity.Socket{
 		Key: p.key, Address: p.sock.Address(), FD: p.sock.FD(),
 		Accounting: u.spec.Accounting, Ignore: u.spec.Wake.Ignore, Denied: p.sock.Spec().Options.Access.Denied(),
+		HandedOver: u.spec.Gate != nil && u.spec.Gate.Forward == gate.Kernel,
 	}
 }
 
@@ -134,6 +144,8 @@ func newSupervisor(services []*Service, opened []listeners, launcher Launcher, o
 		byName:   make(map[string]*unit, len(services)),
 		procs:    make(map[uint64]*instance),
 		ends:     make(map[uint64]*treeEnd),
+		probes:   make(chan struct{}, maxProbes),
+		tables:   &tables{name: opts.Name + "-gates", log: opts.Logger},
 	}
 	now := time.Now()
 	for i, svc := range services {
@@ -142,10 +154,13 @@ func newSupervisor(services []*Service, opened []listeners, launcher Launcher, o
 			u.ports[j] = &port{sock: sock, slot: j, key: s.nextKey, failed: opened[i].errs[j], learned: j >= len(svc.Sockets)}
 			s.nextKey++
 		}
-		if svc.Accept {
+		switch {
+		case svc.Handoff == Gate:
+			u.policy = newGated(svc, now)
+		case svc.Accept:
 			u.policy = newPerConnection(svc, now)
 			u.sources = newSources(&svc.Limits)
-		} else {
+		default:
 			u.policy = newSolo(svc, now)
 		}
 		s.units[i], s.byName[svc.Name] = u, u
@@ -167,7 +182,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 	var failed error
 	for _, u := range s.units {
-		failed = errors.Join(failed, s.begin(u))
+		failed = errors.Join(failed, s.begin(u)) //nolint:contextcheck // what is under way when ctx ends is told to end by its policy
 	}
 	if failed == nil {
 		failed = s.loop() //nolint:contextcheck // what is under way when ctx ends is brought to its end
@@ -180,6 +195,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	if s.unparked != nil {
 		failed = errors.Join(failed, s.unparked())
 	}
+	failed = errors.Join(failed, s.tables.close())
 	if s.waitsFor != nil {
 		failed = errors.Join(failed, s.watcher.Remove(s.waitsFor.FD()), s.waitsFor.Close())
 	}
@@ -209,6 +225,9 @@ func (s *Supervisor) begin(u *unit) error {
 	if u.policy.life().state == Listening {
 		s.arm(u)
 	}
+	if u.door != nil {
+		s.findUp(u)
+	}
 	return nil
 }
 
@@ -230,7 +249,7 @@ func (s *Supervisor) give(u *unit) error {
 	}
 	if u.tree != nil {
 		err := u.tree.Close()
-		if u.spec.Stop.KillMode == KillProcess && errors.Is(err, unix.EBUSY) {
+		if (u.spec.Stop.KillMode == KillProcess || u.door != nil) && errors.Is(err, unix.EBUSY) {
 			err = nil // they were to be left alone
 		}
 		errs = append(errs, err)
@@ -364,7 +383,7 @@ func (s *Supervisor) step(now time.Time, u *unit, ev event) {
 
 // count is what one unit adds to Counts.
 func (u *unit) count() (c Counts) {
-	if len(u.procs) > 0 || u.end != nil {
+	if len(u.procs) > 0 || u.end != nil || u.door != nil && u.up() {
 		c.Awake = 1
 	}
 	if state := u.policy.life().state; state == Backoff || state == Failed {

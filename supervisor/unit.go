@@ -16,6 +16,7 @@ type unit struct {
 	policy policy
 	ports  ports
 	procs  []*instance
+	door   *door    // nil: its processes are our children
 	tree   Tree     // nil before the first start
 	end    *treeEnd // set while others live than those in procs
 	scans  int      // times in a row that the end of some of those was not that of the last one

@@ -73,7 +73,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:  func(*cli.Context, error) {}, // execute prints and decides
 		Flags:           []cli.Flag{configFlag(), controlFlag()},
 		Commands: []*cli.Command{
-			runCommand(), checkCommand(), statusCommand(), wakeCommand(), sleepCommand(), restartCommand(),
+			runCommand(), gateCommand(), checkCommand(), statusCommand(), wakeCommand(), sleepCommand(), restartCommand(),
 			freezeCommand(), thawCommand(), resetCommand(), learnCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {

@@ -68,6 +68,12 @@ func TestExecute(t *testing.T) { // not parallel: urfave/cli keeps its help flag
 	if err := os.WriteFile(bad, []byte("[service.web]\nlisten = [\"tcp://:8080\"]\ncommand = [\"true\"]\ncolour = 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	gated := filepath.Join(dir, "gated.toml")
+	config = "hibergated.control = \"off\"\n[service.web]\nlisten = [\"tcp://:8080\"]\nhandoff = \"gate\"\nidle_timeout = \"5m\"\n" +
+		"gate = { destination = [\"tcp://web:80\", \"unix:///run/web\"], launch = \"x\", stop = \"y\" }\n"
+	if err := os.WriteFile(gated, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	const try = "\nTry 'hibergated --help'.\n"
 	tests := []struct {
 		args   []string
@@ -84,6 +90,12 @@ func TestExecute(t *testing.T) { // not parallel: urfave/cli keeps its help flag
 		{args: []string{"run", "--log-level=loud"}, code: 2, stderr: `hibergated: --log-level: "loud" is not debug, info, warn or error` + try},
 		{args: []string{"run", "-c", missing}, code: 1, stderr: "hibergated: read configuration: "},
 		{args: []string{"run", "-c", bad}, code: 1, stderr: bad + ":3: service \"web\": command[0]: must be an absolute path"},
+		{args: []string{"gate", "x"}, code: 2, stderr: `hibergated: gate: unexpected argument "x"` + try},
+		{args: []string{"--config", good, "gate"}, code: 2, stderr: "hibergated: gate: --config is not for this command"},
+		{args: []string{"gate", "--print-config"}, code: 1, stderr: "environment: HIBERGATE_LISTENPORT: is missing\n"},
+		{args: []string{"gate", "--help"}, code: 0, stdout: "NAME:\n   hibergated gate - run as hibergate does"},
+		{args: []string{"check", "-c", gated}, code: 0, stdout: "web: tcp://:8080 -> gate tcp://web:80, unix:///run/web, sleeps after 5m0s\n"},
+		{args: []string{"status", "-c", gated}, code: 1, stderr: "hibergated: the configuration turns the control socket off"},
 		{args: []string{"wake"}, code: 2, stderr: "hibergated: wake: give the name of one service" + try},
 		{args: []string{"sleep", "a", "b"}, code: 2, stderr: "hibergated: sleep: give the name of one service" + try},
 		{args: []string{"restart"}, code: 2, stderr: "hibergated: restart: give the name of one service" + try},

@@ -1,15 +1,22 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
+	"hibergate/activation"
 	"hibergate/supervisor"
 	"hibergate/supervisor/config"
+	"hibergate/supervisor/gate"
+	"hibergate/supervisor/gate/forward"
+	"hibergate/supervisor/gate/lookup"
 )
 
 func checkCommand() *cli.Command {
@@ -26,9 +33,47 @@ func checkCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return printServices(c.App.Writer, cfg.Services)
+			return errors.Join(printServices(c.App.Writer, cfg.Services), checkMachine(cfg.Services))
 		},
 	}
+}
+
+// checkMachine says of which services this machine, as it is now, cannot do what the configuration asks for.
+func checkMachine(services []*supervisor.Service) error {
+	var failed []error
+	for _, s := range services {
+		if s.Gate == nil || s.Gate.Forward != gate.Kernel {
+			continue
+		}
+		if err := checkKernel(s); err != nil {
+			failed = append(failed, fmt.Errorf(`service %q: forward = "kernel": %w`, s.Name, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// checkKernel says why the kernel of this machine cannot lead to the destination of a gate; nil: it can, for who is permitted to
+// have it do so.
+func checkKernel(s *supervisor.Service) error {
+	d := &s.Gate.Destinations[0]
+	ip, err := netip.ParseAddr(d.Host)
+	if err != nil {
+		return err
+	}
+	to := netip.AddrPortFrom(ip, d.Port)
+	address := activation.Address{Network: d.Network, IP: ip, Port: d.Port}
+	for i := range s.Sockets {
+		if lookup.Local(to) && lookup.Possible(s.Sockets[i], address) == nil {
+			continue
+		}
+		if err := forward.Check(s.Sockets[i], address); err != nil {
+			return err
+		}
+		if err := forward.CheckMachine(to); err != nil && !errors.Is(err, unix.EPERM) {
+			return err
+		}
+	}
+	return nil
 }
 
 func printServices(w io.Writer, services []*supervisor.Service) error {
@@ -52,7 +97,7 @@ func describe(s *supervisor.Service) string {
 		where = append(where, l.Pattern.String())
 	}
 	fmt.Fprintf(&b, " %s", strings.Join(where, ", "))
-	fmt.Fprintf(&b, " -> %s %s", s.Handoff, commandLine(s.Exec.Command))
+	fmt.Fprintf(&b, " -> %s %s", s.Handoff, target(s))
 	if s.Accept {
 		b.WriteString(", one process per connection")
 	}
@@ -63,6 +108,18 @@ func describe(s *supervisor.Service) string {
 		b.WriteString(", never put to sleep")
 	}
 	return b.String()
+}
+
+// target says what the traffic of a service goes to.
+func target(s *supervisor.Service) string {
+	if s.Gate == nil {
+		return commandLine(s.Exec.Command)
+	}
+	where := make([]string, len(s.Gate.Destinations))
+	for i, t := range s.Gate.Destinations {
+		where[i] = t.String()
+	}
+	return strings.Join(where, ", ")
 }
 
 // commandLine prints a command on one line. What would be ambiguous is quoted.

@@ -23,6 +23,8 @@ func newClient(c *cli.Context) (control.Client, error) {
 	path, given := stringFlag(c, flagConfig)
 	cfg, err := config.Load(path)
 	switch {
+	case err == nil && cfg.Control == "":
+		return control.Client{}, errNoControl
 	case err == nil:
 		return control.Client{Path: cfg.Control}, nil
 	case given:
@@ -33,6 +35,8 @@ func newClient(c *cli.Context) (control.Client, error) {
 		return control.Client{}, err
 	}
 }
+
+var errNoControl = errors.New(`the configuration turns the control socket off: control = "off" in [hibergated]`)
 
 // requestCommand makes a command that asks for something to be done with one service.
 func requestCommand(name, usage string, request func(control.Client, context.Context, string) (supervisor.Status, error)) *cli.Command {

@@ -36,7 +36,13 @@ func printService(w io.Writer, now time.Time, st supervisor.Status) error {
 		handoff += ", one process per connection"
 	}
 	row("handoff", "%s", handoff)
-	row("processes", "%s", list(st.PIDs))
+	if st.Gate == nil {
+		row("processes", "%s", list(st.PIDs))
+	} else {
+		for _, what := range gateRows(st.Gate) {
+			row(what[0], "%s", what[1])
+		}
+	}
 	row("started", "%s, %s", times(st.Starts), plural(st.Failures, "failure"))
 	row("idle", "%s", idle(now, &st))
 	for _, what := range refusals(&st.Refused) {
@@ -107,6 +113,25 @@ func printFlows(w io.Writer, flows []activity.Flow) error {
 		}, "\t"))
 	}
 	return tw.Flush()
+}
+
+// gateRows are rows of where a gate leads.
+func gateRows(g *supervisor.GateStatus) (rows [][2]string) {
+	for _, d := range g.Destinations {
+		text := fmt.Sprintf("%s, %d open, %d in all", d.Destination, d.Open, d.Total)
+		if !d.Healthy {
+			text += ", refuses connections"
+		}
+		rows = append(rows, [2]string{"destination", text})
+	}
+	rows = append(rows, [2]string{"forwarded by", g.Forward})
+	if g.Pending > 0 {
+		rows = append(rows, [2]string{"waiting", plural(uint64(g.Pending), "client")})
+	}
+	if g.TimedOut > 0 {
+		rows = append(rows, [2]string{"waited too long", plural(g.TimedOut, "client")})
+	}
+	return rows
 }
 
 // idle says what counts as idle and what that means just now.

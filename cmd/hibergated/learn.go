@@ -61,9 +61,3 @@ func element(l *supervisor.LearnedSocket) string {
 	}
 	return "{ " + strings.Join(pairs, ", ") + " }"
 }
-
-// tomlString quotes a text as a basic string. Addresses and names have no control characters, so what differs
-// from Go does not occur.
-func tomlString(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
-}

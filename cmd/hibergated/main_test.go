@@ -30,6 +30,7 @@ var programs = map[string]func(){
 	"go-http":         goHTTP,
 	"bind-storm":      bindStorm,
 	"call-meter":      callMeter,
+	"gate-backend":    gateBackend,
 
 	"storm": func() { os.Exit(storm.Main(os.Args, os.Stdout, os.Stderr)) },
 }

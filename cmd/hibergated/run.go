@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -42,13 +44,14 @@ func runCommand() *cli.Command {
 			queue := newLogQueue()
 			defer queue.close()
 			path, _ := stringFlag(c, flagConfig)
-			return run(c.Context, path, slog.New(asyncHandler{logger.Handler(), queue}))
+			load := func() (*config.Config, error) { return config.Load(path) }
+			return run(c.Context, load, slog.New(asyncHandler{logger.Handler(), queue}))
 		},
 	}
 }
 
 // run is the life of a supervisor. It returns nil after a shutdown that was asked for.
-func run(ctx context.Context, configPath string, logger *slog.Logger) (err error) {
+func run(ctx context.Context, load func() (*config.Config, error), logger *slog.Logger) (err error) {
 	// From the start, so that a signal during it is not lost. SIGHUP and SIGPIPE (somebody
 	// closed our stderr) must not end a process that holds the sockets of others; they are caught rather than ignored
 	// because children inherit what is ignored.
@@ -67,20 +70,27 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 		return fmt.Errorf("take over sockets of systemd: %w", err)
 	}
 	defer func() { err = errors.Join(err, inherited.Close()) }()
-	cfg, err := config.Load(configPath)
+	cfg, err := load()
 	if err != nil {
 		return err
 	}
 	// Before any socket is opened: it makes us the only supervisor of this control path, whose
 	// sockets, nftables table and cgroup would otherwise be taken from the one that runs.
-	server, err := control.Listen(ctx, control.Options{Path: cfg.Control, Version: version(), Logger: logger})
-	if err != nil {
-		return err
+	var server *control.Server // nil: there is to be none
+	if cfg.Control != "" {
+		server, err = control.Listen(ctx, control.Options{Path: cfg.Control, Version: version(), Logger: logger})
+		if err != nil {
+			return err
+		}
 	}
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	// Last: who finds the path free may be sure that everything else is.
-	defer func() { err = errors.Join(err, server.Close(ctx)) }()
+	defer func() {
+		if server != nil {
+			err = errors.Join(err, server.Close(ctx))
+		}
+	}()
 
 	notify := newNotifier(logger)
 	sup, err := supervisor.New(cfg.Services, supervisor.Options{
@@ -107,11 +117,13 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 		}
 	}()
 	defer close(ended)
-	helpers.Go(func() {
-		if err := server.Serve(sup); err != nil {
-			logger.Error("control socket not served", slog.Any("err", err))
-		}
-	})
+	if server != nil {
+		helpers.Go(func() {
+			if err := server.Serve(sup); err != nil {
+				logger.Error("control socket not served", slog.Any("err", err))
+			}
+		})
+	}
 	helpers.Go(func() { watchSignals(signals, ended, logger, func() { shutdown(); notify.stopping() }, sup.KillNow) })
 	go func() {
 		defer close(notified)
@@ -121,7 +133,7 @@ func run(ctx context.Context, configPath string, logger *slog.Logger) (err error
 	// What it took to read the configuration and to open the sockets is not needed again.
 	debug.FreeOSMemory()
 	notify.ready(len(cfg.Services))
-	logger.Info("hibergated started", slog.String("version", version()), slog.Int("services", len(cfg.Services)), slog.String("control", cfg.Control))
+	logger.Info("hibergated started", slog.String("version", version()), slog.Int("services", len(cfg.Services)), slog.String("control", cmp.Or(cfg.Control, "off")))
 	if err := sup.Run(asked); err != nil {
 		return err
 	}
@@ -154,8 +166,12 @@ func watchSignals(signals <-chan os.Signal, ended <-chan struct{}, logger *slog.
 }
 
 // machineName is what the supervisor with this control path calls its nftables table and its cgroup: the same at
-// each of its runs, and another one for every other supervisor.
+// each of its runs, and another one for every other supervisor. Of those without a control path nobody can tell which are the
+// same, so each process has a name of its own.
 func machineName(control string) string {
+	if control == "" {
+		control = "process " + strconv.Itoa(os.Getpid())
+	}
 	sum := sha256.Sum256([]byte(control))
 	return fmt.Sprintf("hibergated-%x", sum[:4])
 }

@@ -22,11 +22,11 @@ const (
 
 // Config is everything a configuration says. It is not changed after Load.
 type Config struct {
-	Control  string                // path of the control socket
+	Control  string                // path of the control socket; empty: there is none
 	State    string                // path of the directory that keeps what was learned; empty: nothing is kept
 	Global   supervisor.Global     // what bounds all services together
 	Services []*supervisor.Service // in the order of Files and, within a file, of appearance
-	Files    []string              // the files that were read, sorted by name
+	Files    []string              // the files that were read, sorted by name; none after Parse
 }
 
 // DefaultControl is the path of the control socket where the configuration names
@@ -84,6 +84,17 @@ func Load(path string) (*Config, error) {
 		d.config.Files = append(d.config.Files, name)
 		d.file(name, text, err)
 	}
+	d.finish()
+	if len(d.findings) > 0 {
+		return nil, d.problems()
+	}
+	return d.config, nil
+}
+
+// Parse reads a configuration that is no file. name is what the problems call it; the error is of type [Problems].
+func Parse(name, text string) (*Config, error) {
+	d := newDecoder()
+	d.file(name, text, nil)
 	d.finish()
 	if len(d.findings) > 0 {
 		return nil, d.problems()

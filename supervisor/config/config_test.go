@@ -19,6 +19,7 @@ import (
 	"hibergate/activation/adopt"
 	"hibergate/supervisor"
 	"hibergate/supervisor/activity"
+	"hibergate/supervisor/gate"
 	"hibergate/supervisor/process"
 )
 
@@ -248,6 +249,75 @@ func TestValues(t *testing.T) {
 		Limits:        limits,
 		Accounting:    activity.Conntrack,
 		RefuseIOUring: true,
+	}, {
+		Name: "gate",
+		Sockets: []activation.Spec{
+			{Address: activation.Address{Network: activation.TCP, Port: 2007}, Name: "gate"},
+			{Address: activation.Address{Network: activation.Unix, Path: "/run/every/gate.sock"}, Name: "gate"},
+			{
+				Address: activation.Address{Network: activation.UDP, IP: netip.MustParseAddr("::1"), Port: 2007}, Name: "datagrams",
+				Options: activation.Options{PacketInfo: true},
+			},
+		},
+		Handoff: supervisor.Gate,
+		Exec:    process.Exec{User: "nobody", PassEnvironment: []string{"KUBECONFIG", "HOME"}},
+		Gate: &gate.Spec{
+			Destinations: []gate.Destination{
+				{Network: activation.TCP, Host: "127.0.0.1", Port: 7100},
+				{Network: activation.TCP, Host: "backend.example", Port: 7100},
+				{Network: activation.UDP, Host: "::1", Port: 7100},
+			},
+			Balance:       gate.LeastConnections,
+			Launch:        []string{"/usr/bin/docker", "start", "web"},
+			Stop:          []string{"/bin/sh", "-c", "docker stop web"},
+			LaunchTimeout: time.Minute,
+			Ready: gate.Ready{
+				Type: gate.ReadyHTTP, Path: "/healthz", Status: 204, Interval: 20 * time.Millisecond, Timeout: 2 * time.Second,
+			},
+			ConnectTimeout: 3 * time.Second, SessionTimeout: 2 * time.Minute,
+			MaxPending: 500, PendingTimeout: 30 * time.Second, OnTimeout: gate.Answer{Reset: true},
+			MaxConnections: 20, CloseExcess: true,
+			ProxyProtocol: gate.ProxyV2, CheckInterval: 5 * time.Second, WatchDestination: true,
+		},
+		Idle:       supervisor.Idle{StopAfter: 10 * time.Minute},
+		Start:      start,
+		Stop:       supervisor.DefaultStop(),
+		Restart:    supervisor.DefaultRestart(),
+		Limits:     supervisor.Limits{SourcePrefix: 64, WakeRate: supervisor.Rate{Count: 1, Per: time.Second}},
+		Accounting: activity.SockDiag,
+	}, {
+		Name:    "forward",
+		Sockets: []activation.Spec{{Address: activation.Address{Network: activation.TCP, IP: netip.MustParseAddr("192.0.2.1"), Port: 2008}, Name: "forward"}},
+		Handoff: supervisor.Gate,
+		Gate: &gate.Spec{
+			Destinations:   []gate.Destination{{Network: activation.TCP, Host: "192.0.2.7", Port: 80}},
+			Launch:         []string{"/bin/sh", "-c", "virsh start guest"},
+			Ready:          gate.Ready{Type: gate.ReadyCommand, Command: []string{"/usr/bin/guest-ready", ""}, Interval: 100 * time.Millisecond, Timeout: 10 * time.Second},
+			ConnectTimeout: 5 * time.Second, SessionTimeout: time.Minute,
+			MaxPending: 1000, PendingTimeout: time.Minute, OnTimeout: gate.Answer{Banner: "not yet\r\n"},
+			Forward: gate.Kernel, CheckInterval: time.Second,
+		},
+		Start:      start,
+		Stop:       supervisor.DefaultStop(),
+		Restart:    supervisor.DefaultRestart(),
+		Limits:     limits,
+		Accounting: activity.SockDiag,
+	}, {
+		Name:    "through",
+		Sockets: []activation.Spec{{Address: activation.Address{Network: activation.TCP, Port: 2009}, Name: "through"}},
+		Handoff: supervisor.Gate,
+		Gate: &gate.Spec{
+			Destinations:   []gate.Destination{{Network: activation.TCP, Host: "2001:db8::1", Port: 80}},
+			Ready:          gate.Ready{Interval: 50 * time.Millisecond, Timeout: 5 * time.Second},
+			ConnectTimeout: 5 * time.Second, SessionTimeout: time.Minute,
+			MaxPending: 1000, PendingTimeout: time.Second, MaxConnections: 5,
+			ProxyProtocol: gate.ProxyV1, Transparent: true, CheckInterval: 5 * time.Second,
+		},
+		Start:      start,
+		Stop:       supervisor.DefaultStop(),
+		Restart:    supervisor.DefaultRestart(),
+		Limits:     limits,
+		Accounting: activity.SockDiag,
 	}}
 	same := cmp.Options{
 		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
@@ -274,6 +344,11 @@ func fields(v reflect.Value, name string, set map[string]bool) {
 			fields(v.Field(i), name+"."+v.Type().Field(i).Name, set)
 		}
 	case v.Type() == reflect.TypeFor[*activation.Access]():
+		set[name] = set[name] || !v.IsNil()
+		if !v.IsNil() {
+			fields(v.Elem(), name, set)
+		}
+	case v.Type() == reflect.TypeFor[*gate.Spec]():
 		set[name] = set[name] || !v.IsNil()
 		if !v.IsNil() {
 			fields(v.Elem(), name, set)
@@ -311,6 +386,19 @@ func TestDirectory(t *testing.T) {
 	files := []string{filepath.Join(dir, "a.toml"), filepath.Join(dir, "b.toml"), filepath.Join(dir, "z.toml")}
 	if diff := cmp.Diff(files, c.Files); diff != "" || c.Control != "/c" || !c.Global.NoParking {
 		t.Errorf("control %q, bounds %+v, files (-want +got):\n%s", c.Control, c.Global, diff)
+	}
+}
+
+// A configuration that is no file: its problems have the name that it is given, and there may be no control socket.
+func TestParse(t *testing.T) {
+	t.Parallel()
+	c, err := Parse("text", "hibergated.control = 'off'\n[service.x]\nlisten = 'unix:///run/x'\ncommand = ['/x']")
+	if err != nil || c.Control != "" || len(c.Services) != 1 || c.Files != nil {
+		t.Errorf("got %+v and error %v", c, err)
+	}
+	_, err = Parse("text", "[service.x]\nlisten = 'tcp://:1'")
+	if _, ok := errors.AsType[Problems](err); !ok || err.Error() != `text:1: service "x": command: is missing` {
+		t.Errorf("got error %v", err)
 	}
 }
 

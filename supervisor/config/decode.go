@@ -12,9 +12,13 @@ import (
 	"hibergate/activation"
 	"hibergate/supervisor"
 	"hibergate/supervisor/activity"
+	"hibergate/supervisor/gate"
 )
 
-const maxUnixPath = 107 // what a struct sockaddr_un holds beside the terminating zero
+const (
+	maxUnixPath = 107 // what a struct sockaddr_un holds beside the terminating zero
+	off         = "off"
+)
 
 // A decoder turns the files of one Load into a Config. A value that is wrong becomes a
 // finding, and the decoder goes on.
@@ -41,6 +45,7 @@ type decoder struct {
 	elements []socketDraft     // of listen; it is used again for the next service
 	socket   *socketDraft      // the element being read
 	access   activation.Access // of the service
+	gate     gate.Spec         // of the service; it is read whether the service is a gate or not
 }
 
 func newDecoder() *decoder {
@@ -224,8 +229,12 @@ func (d *decoder) hibergated(raw any) {
 	d.table(&d.schema.hibergated, raw)
 }
 
-// control reads the path of the control socket.
+// control reads the path of the control socket, or that there is none.
 func (d *decoder) control(raw any) {
+	if raw == off {
+		d.config.Control = ""
+		return
+	}
 	var path string
 	if !d.absolute(raw, &path) {
 		return
@@ -242,6 +251,9 @@ func (d *decoder) finish() {
 	d.checkHeld()
 	for _, s := range d.unaccounted {
 		s.Accounting = d.defaultAccounting
+	}
+	if d.config.Control == "" {
+		return
 	}
 	control := activation.Spec{Address: activation.Address{Network: activation.Unix, Path: d.config.Control}}
 	if e := d.book.conflict(&control); e != nil {

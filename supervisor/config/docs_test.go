@@ -112,3 +112,17 @@ func TestExamples(t *testing.T) {
 		t.Errorf("got %d examples, want at least 5", examples)
 	}
 }
+
+// TestRecipes loads the configurations in contrib.
+func TestRecipes(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../../contrib/*/*/*.toml")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("got %q, %v", files, err)
+	}
+	for _, file := range files {
+		if _, err := Load(file); err != nil {
+			t.Errorf("%s:\n%v", file, err)
+		}
+	}
+}

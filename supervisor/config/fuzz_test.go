@@ -12,6 +12,8 @@ import (
 	"hibergate/activation"
 	"hibergate/activation/adopt"
 	"hibergate/supervisor"
+	"hibergate/supervisor/activity"
+	"hibergate/supervisor/gate"
 )
 
 func FuzzLoad(f *testing.F) {
@@ -73,10 +75,42 @@ func whole(s *supervisor.Service) bool {
 			return false
 		}
 	}
-	return len(s.Sockets)+len(s.Learn) > 0 && len(s.Exec.Command) > 0 && s.Start.Timeout >= 0 &&
+	if gates := s.Handoff == supervisor.Gate; gates != (s.Gate != nil) || gates == (len(s.Exec.Command) > 0) || gates && !wholeGate(s) {
+		return false
+	}
+	return len(s.Sockets)+len(s.Learn) > 0 && s.Start.Timeout >= 0 &&
 		stop.Signal > 0 && stop.FinalSignal > 0 && stop.Timeout > 0 &&
 		restart.Delay > 0 && restart.MaxDelay >= restart.Delay && restart.Interval > 0 && restart.FailedDelay >= 0 && restart.Burst >= 0 &&
 		limits.SourcePrefix >= 1 && limits.SourcePrefix <= 128 && masked(s.Wake.Ignore) && s.Wake.MinBytes >= 0
+}
+
+// wholeGate says the same of a gate.
+func wholeGate(s *supervisor.Service) bool {
+	g := s.Gate
+	for i := range s.Sockets {
+		socket := &s.Sockets[i]
+		datagrams := socket.Address.Network == activation.UDP
+		leads := func(t gate.Destination) bool { return (t.Network == activation.UDP) == datagrams }
+		loops := func(t gate.Destination) bool { return leadsTo(&t, socket) }
+		if !slices.ContainsFunc(g.Destinations, leads) || slices.ContainsFunc(g.Destinations, loops) || socket.Options.PacketInfo != datagrams {
+			return false
+		}
+	}
+	for _, t := range g.Destinations {
+		if again, err := parseDestination(t.String()); err != nil || again != t {
+			return false
+		}
+	}
+	r := g.Ready
+	if (r.Type == gate.ReadyHTTP) != (r.Path != "" && r.Status > 0) || (r.Type == gate.ReadyCommand) != (len(r.Command) > 0) ||
+		r.Type == gate.ReadyLaunched && len(g.Launch) == 0 || r.Interval < minInterval || r.Timeout < minInterval {
+		return false
+	}
+	if g.Forward == gate.Kernel && (len(g.Destinations) != 1 || !destinationIP(&g.Destinations[0]).IsValid() || g.MaxConnections > 0 || g.Transparent) {
+		return false
+	}
+	return !s.Accept && s.Accounting == activity.SockDiag && (len(g.Stop) == 0 || len(g.Launch) > 0) && (s.Idle.StopAfter == 0 || len(g.Stop) > 0) &&
+		g.ConnectTimeout > 0 && g.SessionTimeout > 0 && g.CheckInterval > 0 && g.MaxPending > 0 && g.LaunchTimeout >= 0 && s.Limits.MaxConnections == 0
 }
 
 // masked says whether no prefix has bits that do not count.

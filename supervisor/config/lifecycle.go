@@ -17,7 +17,7 @@ const infinity = "infinity"
 func startKeys() []key {
 	return []key{
 		{
-			"timeout", `duration or "infinity"`, `"90s"`, "how long the process may take to be ready, and then to take something of what woke it, before it has failed; needs `accept = false`", 0,
+			"timeout", `duration or "infinity"`, `"90s"`, "how long the process may take to be ready, and then to take something of what woke it, before it has failed; with `handoff = \"gate\"` until the destination is ready; needs `accept = false`", 0,
 			func(d *decoder, raw any) { d.durationOrInfinity(raw, &d.service.Start.Timeout) },
 		},
 	}
@@ -43,7 +43,7 @@ func stopKeys() []key {
 			func(d *decoder, raw any) { d.signal(raw, &d.service.Stop.FinalSignal) },
 		},
 		{
-			"timeout", "duration", `"90s"`, "how long `command` may take, and then the processes after `signal`", 0,
+			"timeout", "duration", `"90s"`, "how long `command` may take, and then the processes after `signal`; with `handoff = \"gate\"` how long `gate.stop` may take", 0,
 			func(d *decoder, raw any) { d.duration(raw, 1, &d.service.Stop.Timeout) },
 		},
 	}

@@ -21,7 +21,7 @@ func limitsKeys() []key {
 	limits := func(d *decoder) *supervisor.Limits { return &d.service.Limits }
 	return []key{
 		{
-			"max_connections", "integer", "no limit", "how many connections are served at a time" + accept, 0,
+			"max_connections", "integer", "no limit", "how many connections are served at a time; needs `accept = true` or `handoff = \"gate\"`", 0,
 			func(d *decoder, raw any) { d.integer(raw, 1, maxConnections, &limits(d).MaxConnections) },
 		},
 		{
@@ -123,7 +123,7 @@ func parseRate(s string) (supervisor.Rate, bool) {
 // checkLimits checks the limits against the rest: one that would do nothing is a mistake.
 func (d *decoder) checkLimits(since int, keys map[string]any) {
 	limits, _ := keys["limits"].(map[string]any)
-	if !d.failed(since, "accept") {
+	if !d.failed(since, "accept") && !d.gates() { // what a gate has no use for is told of it
 		for _, k := range []string{"max_connections", "max_connections_per_source", "accept_rate", "accept_rate_per_source"} {
 			if limits[k] != nil && !d.service.Accept {
 				d.wrongKey("limits."+k, "needs accept = true; with accept = false the service itself accepts")

@@ -168,8 +168,9 @@ func (d *decoder) settle() {
 			s.Learn = append(s.Learn, supervisor.Learn{Pattern: e.pattern, Spec: spec})
 			continue
 		}
-		// The program may ask for it only after the first datagrams have come.
-		e.spec.Options.PacketInfo = d.adopts() && e.spec.Address.Network == activation.UDP
+		// The program may ask for it only after the first datagrams have come. A gate answers from the address that a
+		// client has sent to, also a client that came before it was asked.
+		e.spec.Options.PacketInfo = (d.adopts() || d.gates()) && e.spec.Address.Network == activation.UDP
 		s.Sockets = append(s.Sockets, e.spec)
 	}
 }

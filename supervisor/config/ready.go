@@ -43,7 +43,7 @@ func (d *decoder) checkReady(since int, keys map[string]any) {
 	if ready["type"] == nil && d.adopts() {
 		s.Ready.Type = supervisor.ReadyBind
 	}
-	if d.failed(since, "handoff", "ready.type") {
+	if d.gates() || d.failed(since, "handoff", "ready.type") {
 		return
 	}
 	switch t := s.Ready.Type; {

@@ -29,7 +29,7 @@ type table struct {
 type schema struct {
 	root, hibergated, service, listen                       table
 	idle, wake, start, ready, stop, restart, limits, access table
-	adopt                                                   table
+	adopt, gate, gateReady                                  table
 }
 
 func newSchema() *schema {
@@ -47,6 +47,8 @@ func newSchema() *schema {
 		limits:     table{title: "[service.NAME.limits]", keys: limitsKeys()},
 		access:     table{title: "[service.NAME.access]", keys: accessKeys()},
 		adopt:      table{title: "[service.NAME.adopt]", keys: adoptKeys()},
+		gate:       table{title: "[service.NAME.gate]", keys: gateKeys()},
+		gateReady:  table{title: "[service.NAME.gate.ready]", keys: gateReadyKeys()},
 	}
 	for _, t := range s.tables() {
 		t.byName = make(map[string]*key, len(t.keys))
@@ -60,7 +62,7 @@ func newSchema() *schema {
 func (s *schema) tables() []*table {
 	return []*table{
 		&s.root, &s.hibergated, &s.service, &s.listen,
-		&s.idle, &s.wake, &s.start, &s.ready, &s.stop, &s.restart, &s.limits, &s.access, &s.adopt,
+		&s.idle, &s.wake, &s.start, &s.ready, &s.stop, &s.restart, &s.limits, &s.access, &s.adopt, &s.gate, &s.gateReady,
 	}
 }
 
@@ -77,8 +79,8 @@ func rootKeys() []key {
 func hibergatedKeys() []key {
 	return []key{
 		{
-			"control", "absolute path", "`/run/hibergated/control.sock`; for an ordinary user `$XDG_RUNTIME_DIR/hibergated/control.sock`",
-			"the socket on which `hibergated status` and the other commands reach it", 0,
+			"control", `absolute path or "off"`, "`/run/hibergated/control.sock`; for an ordinary user `$XDG_RUNTIME_DIR/hibergated/control.sock`",
+			"the socket on which `hibergated status` and the other commands reach it; off: they cannot", 0,
 			(*decoder).control,
 		},
 		{
@@ -117,11 +119,11 @@ func serviceKeys() []key {
 			func(d *decoder, raw any) { d.boolean(raw, &d.service.Accept) },
 		},
 		{
-			"handoff", `"listen-fds", "stdio" or "adopt"`, `"listen-fds"`, "how the process gets its sockets: from descriptor 3 on with `LISTEN_FDS`, as standard input and output, or where it binds them itself", 0,
+			"handoff", `"listen-fds", "stdio", "adopt" or "gate"`, `"listen-fds"`, "how the process gets its sockets: from descriptor 3 on with `LISTEN_FDS`, as standard input and output, or where it binds them itself; gate: what hibergated does not start itself gets what comes to them", 0,
 			(*decoder).handoff,
 		},
 		{
-			"command", "array of strings", "required", "the program, as an absolute path, and its arguments; no shell", 0,
+			"command", "array of strings", "required", "the program, as an absolute path, and its arguments; no shell; with `handoff = \"gate\"` there is none", 0,
 			func(d *decoder, raw any) { d.command(raw, &d.service.Exec.Command) },
 		},
 		{
@@ -149,6 +151,10 @@ func serviceKeys() []key {
 			(*decoder).environment,
 		},
 		{
+			"pass_environment", "array of strings", "none", "names of variables that the process gets from the environment of hibergated, unless another key sets them; `*`: all", 0,
+			(*decoder).passEnvironment,
+		},
+		{
 			"environment_files", "array of absolute paths", "none", "files with `NAME=value` lines, read at each start, later ones win; a leading `-` allows a file to be missing", 0,
 			func(d *decoder, raw any) { d.texts(raw, &d.service.Exec.EnvironmentFiles, (*decoder).environmentFile) },
 		},
@@ -157,7 +163,7 @@ func serviceKeys() []key {
 			func(d *decoder, raw any) { d.boolean(raw, &d.service.Exec.UCSPIEnv) },
 		},
 		{
-			"accounting", `"auto", "conntrack" or "sock-diag"`, "that of `[hibergated]`", "which accounts of the kernel are read to know when the service is idle", 0,
+			"accounting", `"auto", "conntrack" or "sock-diag"`, "that of `[hibergated]`", "which accounts of the kernel are read to know when the service is idle; a gate has its own", 0,
 			func(d *decoder, raw any) { d.accounting(raw, &d.service.Accounting) },
 		},
 		{
@@ -199,6 +205,10 @@ func serviceKeys() []key {
 		{
 			"adopt", "table", "", "what the program may do with `handoff = \"adopt\"`", 0,
 			func(d *decoder, raw any) { d.table(&d.schema.adopt, raw) },
+		},
+		{
+			"gate", "table", "", "where a service with `handoff = \"gate\"` leads, and how that is launched and stopped", 0,
+			func(d *decoder, raw any) { d.table(&d.schema.gate, raw) },
 		},
 	}
 }

@@ -86,10 +86,14 @@ func (d *decoder) oneService(name string, raw any) {
 		Limits:  supervisor.Limits{SourcePrefix: supervisor.DefaultSourcePrefix},
 	}
 	// What listen may say depends on it, and the keys of a table are read in any order.
-	if m, _ := raw.(map[string]any); m["handoff"] == "adopt" {
+	switch m, _ := raw.(map[string]any); m["handoff"] {
+	case "adopt":
 		s.Handoff = supervisor.Adopt
+	case "gate":
+		s.Handoff = supervisor.Gate
 	}
 	d.service, d.elements, d.meant, d.access = s, d.elements[:0], d.meant[:0], activation.Access{}
+	d.gate = defaultGate()
 	// The service is read even so: its own problems are to be told too.
 	if !again {
 		d.named[s.Name] = d.source
@@ -103,12 +107,15 @@ func (d *decoder) oneService(name string, raw any) {
 		hint = `; "auto" stands for whatever the program binds`
 	}
 	d.missing(keys, "listen", hint)
-	d.missing(keys, "command", "")
-	if keys["accounting"] == nil {
+	if !d.gates() {
+		d.missing(keys, "command", "")
+	}
+	if keys["accounting"] == nil && !d.gates() {
 		d.unaccounted = append(d.unaccounted, s)
 	}
 	d.checkHandoff(since)
 	d.checkAdopt(since, keys)
+	d.checkGate(since, keys)
 	d.checkReady(since, keys)
 	d.checkIdle(since, keys)
 	d.checkWake(since, keys)
@@ -126,7 +133,7 @@ func (d *decoder) oneService(name string, raw any) {
 // wrong has no network and is left out: its problem is told already.
 func (d *decoder) checkHandoff(since int) {
 	s := d.service
-	if s.Accept && !d.adopts() { // which goes with no socket at all
+	if s.Accept && !d.adopts() && !d.gates() { // which go with no socket at all
 		var without []string
 		for i := range d.elements {
 			if e := &d.elements[i]; e.spec.Address.Network != 0 && !e.spec.Address.Network.Connections() {
@@ -148,7 +155,7 @@ func (d *decoder) checkHandoff(since int) {
 	if d.adopts() {
 		d.checkBindable()
 	}
-	if s.Exec.UCSPIEnv && !s.Accept {
+	if s.Exec.UCSPIEnv && !s.Accept && !d.gates() {
 		d.wrongKey("ucspi_env", "needs accept = true")
 	}
 }
@@ -233,15 +240,10 @@ func (d *decoder) occupy(element entry, specs ...*activation.Spec) {
 
 // handoff reads how the process gets its sockets.
 func (d *decoder) handoff(raw any) {
-	// A word of the documentation, so not a spelling mistake.
-	if raw == "gate" {
-		d.wrong("%q is not available in this version", raw)
-		return
-	}
 	var word string
-	if d.choice(raw, &word, "listen-fds", "stdio", "adopt") {
+	if d.choice(raw, &word, "listen-fds", "stdio", "adopt", "gate") {
 		d.service.Handoff = map[string]supervisor.Handoff{
-			"listen-fds": supervisor.ListenFDs, "stdio": supervisor.Stdio, "adopt": supervisor.Adopt,
+			"listen-fds": supervisor.ListenFDs, "stdio": supervisor.Stdio, "adopt": supervisor.Adopt, "gate": supervisor.Gate,
 		}[word]
 	}
 }
@@ -295,6 +297,17 @@ func (d *decoder) environmentFile(raw any, to *string) bool {
 	}
 	*to = s
 	return d.keep(to)
+}
+
+// passEnvironment reads names of variables of hibergated's own.
+func (d *decoder) passEnvironment(raw any) {
+	pass := &d.service.Exec.PassEnvironment
+	ok := d.texts(raw, pass, func(d *decoder, raw any, to *string) bool {
+		return d.text(raw, to) && (*to == "*" || d.variable(*to))
+	})
+	if ok && slices.Contains(*pass, "*") && len(*pass) > 1 {
+		d.wrong(`"*" stands for all variables, and must be the only element`)
+	}
 }
 
 // environment reads NAME = "value" pairs, sorted by name, or an array of "NAME=value".

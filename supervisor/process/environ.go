@@ -19,8 +19,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 // maxEnvironmentFile bounds what is read of one file; exec takes less anyway.
 const maxEnvironmentFile = 1 << 20
 
-// Environ builds the environment of a process. Later wins: PATH; our own LANG;
-// USER, LOGNAME, HOME and SHELL where the Exec names a user; Environment;
+// Environ builds the environment of a process. Later wins: PATH; our own LANG; what
+// PassEnvironment names; USER, LOGNAME, HOME and SHELL where the Exec names a user; Environment;
 // EnvironmentFiles, which are read now; extra. Nothing else of the supervisor's
 // own environment is passed on.
 func (x *Exec) Environ(id *Identity, extra []string) ([]string, error) {
@@ -29,6 +29,7 @@ func (x *Exec) Environ(id *Identity, extra []string) ([]string, error) {
 	if lang := os.Getenv("LANG"); lang != "" {
 		env.set("LANG=" + lang)
 	}
+	env.set(x.passed(os.Environ())...)
 	if id != nil && id.Name != "" {
 		env.set("USER="+id.Name, "LOGNAME="+id.Name)
 		if id.Home != "" {
@@ -48,6 +49,26 @@ func (x *Exec) Environ(id *Identity, extra []string) ([]string, error) {
 	}
 	env.set(extra...)
 	return env, nil
+}
+
+// passed returns those variables of the environment own that PassEnvironment names. What systemd told the supervisor of
+// its sockets and where to report is about no other process.
+func (x *Exec) passed(own []string) []string {
+	if len(x.PassEnvironment) == 0 {
+		return nil
+	}
+	all := slices.Contains(x.PassEnvironment, "*")
+	var vars []string
+	for _, v := range own {
+		name, _, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, "LISTEN_") || strings.HasPrefix(name, "WATCHDOG_") || name == "NOTIFY_SOCKET" {
+			continue
+		}
+		if all || slices.Contains(x.PassEnvironment, name) {
+			vars = append(vars, v)
+		}
+	}
+	return vars
 }
 
 // environment is a list of "NAME=value" in which each name occurs once.

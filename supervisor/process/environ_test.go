@@ -123,6 +123,10 @@ func TestEnviron(t *testing.T) {
 			exec: Exec{EnvironmentFiles: []string{"-" + dir + "/none", "-" + dir + "/none.*", "-" + two}},
 			want: []string{path, "LANG=de_DE.UTF-8", "FILE=2"},
 		},
+		"passed": {
+			exec: Exec{PassEnvironment: []string{"SECRET", "NONE", "LISTEN_FDS"}, Environment: []string{"A=1"}},
+			want: []string{path, "LANG=de_DE.UTF-8", "SECRET=x", "A=1"},
+		},
 		"wildcard": {
 			exec: Exec{EnvironmentFiles: []string{dir + "/*.env"}},
 			want: []string{path, "LANG=de_DE.UTF-8", "FILE=2", "A=file", "X=1"},
@@ -132,6 +136,12 @@ func TestEnviron(t *testing.T) {
 		if diff := cmp.Diff(tc.want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
 		}
+	}
+
+	all := Exec{PassEnvironment: []string{"*"}}
+	own := []string{"PATH=/own", "LISTEN_FDS=1", "LISTEN_PID=1", "WATCHDOG_USEC=1", "NOTIFY_SOCKET=/s", "odd%%=1", "NOTIFY_SOCKETS=1"}
+	if diff := cmp.Diff([]string{"PATH=/own", "odd%%=1", "NOTIFY_SOCKETS=1"}, all.passed(own)); diff != "" {
+		t.Errorf("all that is passed (-want +got):\n%s", diff)
 	}
 
 	large := write("large", strings.Repeat("#", maxEnvironmentFile+1))
