@@ -59,6 +59,9 @@ func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	errs := []error{t.sockets.Close()}
+	for p := range t.taken { // a child that is being started may hold the link for a moment more
+		errs = append(errs, remove(t.table, p))
+	}
 	for _, fd := range []*int{&t.link, &t.program, &t.table, &t.counts} { // it is the link that has the program run
 		if *fd >= 0 {
 			errs = append(errs, unix.Close(*fd))
