@@ -193,10 +193,10 @@ func TestSpareUsed(t *testing.T) {
 		r, b := newRig(t, &Spec{}), backend(t, network)
 		target := spare(t, b)
 		server := mustAccept(t, b)
+		client := r.client() // it is kept for who waits
 		if err := r.admit([]Target{target}); err != nil {
 			t.Fatal(err)
 		}
-		client := r.client()
 		mustWrite(t, client, "first")
 		mustRead(t, server, "first")
 		_, server = r.through(b)

@@ -103,7 +103,7 @@ func TestStreamProxyHeader(t *testing.T) {
 		mustWrite(t, client, "x")
 		mustRead(t, server, "x")
 		nettest.Eventually(t, func() error { // it is counted once it was written
-			if sum := r.sum(); sum.In.Bytes != 1 {
+			if sum := r.counted(); sum.In.Bytes != 1 {
 				return fmt.Errorf("got %+v, want the header not counted", sum)
 			}
 			return nil

@@ -88,6 +88,14 @@ func (r *rig) queued() bool {
 	return pending && err == nil
 }
 
+// counted waits until what was moved is counted, which is after it was written.
+func (r *rig) counted() activity.Summary {
+	for i := range r.loops {
+		r.ask(i, func(*loop) {}) // between two turns
+	}
+	return r.sum()
+}
+
 func (r *rig) sum() activity.Summary {
 	var into [1]activity.Summary
 	r.sums(time.Now(), into[:])

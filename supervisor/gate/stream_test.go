@@ -77,7 +77,7 @@ func TestStreamIntegrity(t *testing.T) {
 		}
 		all.Wait()
 		r.eventually(0, 0)
-		if sum := r.sum(); sum.In.Bytes != size || sum.Out.Bytes != size {
+		if sum := r.counted(); sum.In.Bytes != size || sum.Out.Bytes != size {
 			t.Errorf("got %+v, want %d bytes each way", sum, size)
 		}
 	})
@@ -261,7 +261,7 @@ func TestStreamSums(t *testing.T) {
 	mustRead(t, server, "12345")
 	mustWrite(t, server, "123")
 	mustRead(t, client, "123")
-	sum = r.sum()
+	sum = r.counted()
 	if sum.In.Bytes != 5 || sum.Out.Bytes != 3 || sum.LastPayload.Before(began) || sum.LastPayload.After(time.Now()) || sum.Last.Before(sum.LastPayload) {
 		t.Errorf("after payload: got %+v", sum)
 	}
@@ -300,7 +300,7 @@ func TestStreamIgnored(t *testing.T) {
 	client, server := r.through(b)
 	mustWrite(t, client, "x")
 	mustRead(t, server, "x")
-	if sum := r.sum(); sum.Open != 0 || sum.Peers != 0 || !sum.Last.IsZero() || sum.In.Bytes != 1 {
+	if sum := r.counted(); sum.Open != 0 || sum.Peers != 0 || !sum.Last.IsZero() || sum.In.Bytes != 1 {
 		t.Errorf("got %+v", sum)
 	}
 	if len(r.flows(0, 10)) != 1 {
