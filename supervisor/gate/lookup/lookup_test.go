@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 
 	"hibergate/activation"
@@ -307,7 +308,9 @@ func TestBindAgain(t *testing.T) {
 		mustAdd(t, table, 1, gate, destination.to)
 		handed := dial(t, gate.Addr().String())
 		expectOn(t, handed, "destination")
+		syscall.ForkLock.RLock() // a program of another test that is being started may hold a copy of the socket
 		gate.stop()
+		syscall.ForkLock.RUnlock()
 		l, err := listen("tcp", gate.Addr().String())
 		if (err == nil) != want {
 			t.Errorf("%s: got %v", option, err)
