@@ -70,7 +70,7 @@ func (s *streams) watch(porter *loop) {
 		for i, src := range s.sources {
 			if fd := src.socket.FD(); fd >= 0 && !src.failed {
 				// Level-triggered: what is not accepted now is told of again.
-				_ = epollControl(porter.epoll, unix.EPOLL_CTL_ADD, int32(fd), unix.EPOLLIN, uint32(firstSource+i), 0)
+				_ = epollControl(porter.epoll, unix.EPOLL_CTL_ADD, int32(fd), unix.EPOLLIN, firstSource+uint32(i), 0)
 			}
 		}
 		s.watched = true
