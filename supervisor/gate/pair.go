@@ -41,7 +41,7 @@ const (
 	stageConnecting              // ends after Spec.ConnectTimeout
 	stageYoung                   // established; ends after youth
 	stageSettled                 // established, with keep-alive
-	stageHalf                    // the destination has sent all it had; ends after halfTime without a byte from the client
+	stageHalf                    // the destination has sent all it had; ends after halfTime without a byte from the client, when both have got everything
 	stageBroken                  // one side is gone, the other has not got everything; ends after brokenTime
 	stageParting                 // refused, and told so; ends after partingTime
 	stages
@@ -80,6 +80,16 @@ func (f flags) has(all flags) bool { return f&all == all }
 
 // inFlight says whether something was read and is not written yet.
 func (s *side) inFlight() bool { return len(s.rest) > 0 || s.pipe != nil && s.pipe.held > 0 }
+
+// owed says whether the other end has yet to get something: it was not written, or the kernel still holds it. Where the
+// other end is no longer there, keep-alive and retransmission find out.
+func (s *side) owed() bool {
+	if s.inFlight() || s.has(blocked) {
+		return true
+	}
+	n, err := unix.IoctlGetInt(int(s.fd), unix.SIOCOUTQ)
+	return err == nil && n > 0
+}
 
 // note notes what epoll_wait(2) says about a side.
 func (s *side) note(events uint32) {
@@ -230,7 +240,7 @@ func (s *side) took(n, size int, e unix.Errno) bool {
 // give writes b to a side, and keeps what it does not take.
 func (l *loop) give(p *pair, to *side, b []byte, from flags) {
 	more := 0
-	if from.has(eof) {
+	if from.has(eof) && !from.has(broken) {
 		more = unix.MSG_MORE // the end of the stream follows, and can go in the same packet
 	}
 	n := l.write(p, to, b, more)

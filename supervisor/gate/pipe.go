@@ -86,6 +86,9 @@ func (l *loop) carryPipe(p *pair, from, to *side) int {
 	}
 	if e == unix.EAGAIN {
 		from.full = 0
+		if from.has(deep) {
+			return 0 // splice(2) does not get past a byte that is urgent; recv(2) does
+		}
 	}
 	if e != 0 || n == 0 {
 		from.took(n, 0, e)

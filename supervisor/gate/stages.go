@@ -120,7 +120,7 @@ func (l *loop) lapse(p *pair) {
 		}
 		l.enter(p, stageSettled)
 	case stageHalf:
-		if now := p.in.Load(); now == p.mark && !p.server.inFlight() {
+		if now := p.in.Load(); now == p.mark && !p.server.owed() && !p.client.owed() {
 			l.end(p, nil)
 		} else {
 			p.mark = now
