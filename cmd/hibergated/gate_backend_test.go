@@ -112,8 +112,7 @@ func (b *backend) pid() int {
 // kill ends the server, if there is one, and removes the cgroup in which an ended hibergated has left it.
 func (b *backend) kill() {
 	pid := b.pid()
-	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if pid == 0 || len(name) == 0 || !strings.HasPrefix("gate-backend", strings.TrimSpace(string(name))) {
+	if !isGateBackend(pid) {
 		return
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -133,6 +132,12 @@ func (b *backend) kill() {
 			}
 		}
 	}
+}
+
+// isGateBackend says whether a process is such a server, which hibergated leaves as it is when it ends.
+func isGateBackend(pid int) bool {
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(name)) == "gate-backend"
 }
 
 // launches counts how often it was launched, and stops how often it was stopped.
