@@ -105,14 +105,8 @@ func (m *gated) ready(now time.Time, ev socketReady) []action {
 	case m.state != Listening:
 		return nil
 	}
-	switch m.starts.fill(now, m.spec.Limits.WakeRate) {
-	case -1:
-	case 0:
-		a := m.enter(now, Backoff, ReasonRate, nil)
-		m.deadline = m.starts.next(now, m.spec.Limits.WakeRate)
-		return []action{a, disarm{}}
-	default:
-		m.starts.take(1)
+	if instead := m.admitStart(now, &m.starts, m.spec.Limits.WakeRate); instead != nil {
+		return instead
 	}
 	return m.start(now, ReasonTraffic, ev.socket)
 }
@@ -172,7 +166,7 @@ func (m *gated) givenUp() bool { return m.wanted == wantSleep || m.wanted == wan
 // start was given up for another request.
 func (m *gated) onceMore() {
 	if m.givenUp() {
-		m.want(wantRestart)
+		m.wanted.want(wantRestart)
 	}
 }
 
@@ -353,7 +347,7 @@ func (m *gated) wake(now time.Time) []action {
 		}
 		return m.start(now, ReasonRequested, nobody)
 	case Confirming, Stopping:
-		m.want(wantWake)
+		m.wanted.want(wantWake)
 	case Running:
 		m.idle.since = now
 	case Starting:
@@ -390,17 +384,17 @@ func (m *gated) stopFor(now time.Time, why wanted) []action {
 			m.onceMore()
 			return nil
 		}
-		m.want(why)
+		m.wanted.want(why)
 		return []action{giveUp{}}
 	case Confirming:
-		m.want(why)
+		m.wanted.want(why)
 	case Running:
 		if why >= wantShutdown {
 			return m.leave(now)
 		}
 		return m.stop(now, why)
 	case Stopping:
-		m.want(why)
+		m.wanted.want(why)
 		switch {
 		case why >= wantShutdown && m.draining:
 			return m.leave(now)
@@ -410,13 +404,6 @@ func (m *gated) stopFor(now time.Time, why wanted) []action {
 	case Frozen, Killing, Stopped:
 	}
 	return nil
-}
-
-// want notes what to do next. The last request wins, but there is no way back from a shutdown.
-func (m *gated) want(why wanted) {
-	if m.wanted < wantShutdown || why > m.wanted {
-		m.wanted = why
-	}
 }
 
 func (m *gated) timeout(now time.Time) []action {

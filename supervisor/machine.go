@@ -389,6 +389,13 @@ const (
 	wantShutdownNow
 )
 
+// want notes what to do next. The last request wins, but there is no way back from a shutdown.
+func (w *wanted) want(why wanted) {
+	if *w < wantShutdown || why > *w {
+		*w = why
+	}
+}
+
 // clean says whether a process ended as one that was not told to may: by itself,
 // with status 0, or by a signal that asks a program to end (systemd.service(5),
 // Restart=).
@@ -423,6 +430,20 @@ func (b *bucket) fill(now time.Time, r Rate) int {
 
 // take removes tokens that fill has found.
 func (b *bucket) take(n int) { b.tokens -= float64(n) }
+
+// admitStart takes a token for a start (limits.wake_rate). Where there is none the service waits for the next one.
+func (l *lifecycle) admitStart(now time.Time, starts *bucket, r Rate) (instead []action) {
+	switch starts.fill(now, r) {
+	case -1:
+	case 0:
+		a := l.enter(now, Backoff, ReasonRate, nil)
+		l.deadline = starts.next(now, r)
+		return []action{a, disarm{}}
+	default:
+		starts.take(1)
+	}
+	return nil
+}
 
 // next returns when an empty bucket has a token again.
 func (b *bucket) next(now time.Time, r Rate) time.Time {

@@ -150,14 +150,8 @@ func (m *solo) broken(now time.Time, err error) []action {
 func (m *solo) ready(now time.Time, ev socketReady) []action {
 	switch m.state { //nolint:exhaustive // elsewhere nothing is armed
 	case Listening:
-		switch m.starts.fill(now, m.spec.Limits.WakeRate) {
-		case -1:
-		case 0:
-			a := m.enter(now, Backoff, ReasonRate, nil)
-			m.deadline = m.starts.next(now, m.spec.Limits.WakeRate)
-			return []action{a, disarm{}}
-		default:
-			m.starts.take(1)
+		if instead := m.admitStart(now, &m.starts, m.spec.Limits.WakeRate); instead != nil {
+			return instead
 		}
 		return m.start(now, ReasonTraffic)
 	case Frozen:

@@ -39,7 +39,7 @@ func (m *solo) thaw(now time.Time, reason Reason) []action {
 func (m *solo) thawFor(now time.Time) []action {
 	switch {
 	case m.state == Frozen && m.freezing:
-		m.want(wantWake)
+		m.wanted.want(wantWake)
 	case m.state == Frozen:
 		return m.thaw(now, ReasonThawed)
 	}
@@ -56,16 +56,16 @@ func (m *solo) wake(now time.Time) []action {
 		}
 		return m.start(now, ReasonRequested)
 	case Confirming, Stopping, Killing:
-		m.want(wantWake)
+		m.wanted.want(wantWake)
 	case Frozen:
 		if !m.freezing {
 			return m.thaw(now, ReasonRequested)
 		}
-		m.want(wantWake)
+		m.wanted.want(wantWake)
 	case Running:
 		m.idle.since = now
 	case Starting:
-		m.want(wantNothing)
+		m.wanted.want(wantNothing)
 	case Stopped:
 	}
 	return nil
@@ -78,10 +78,10 @@ func (m *solo) freeze(now time.Time) []action {
 		m.wanted, m.looking, m.freezing, m.take.reading = wantNothing, false, true, false
 		return []action{m.enter(now, Frozen, ReasonRequested, nil), freeze{}}
 	case Starting, Confirming:
-		m.want(wantFreeze)
+		m.wanted.want(wantFreeze)
 	case Frozen:
 		if m.freezing {
-			m.want(wantNothing)
+			m.wanted.want(wantNothing)
 		}
 	case Listening, Stopping, Killing, Backoff, Failed, Stopped:
 	}
@@ -113,40 +113,33 @@ func (m *solo) stopFor(now time.Time, why wanted) []action {
 	case Starting:
 		switch {
 		case why == wantRestart:
-			m.want(wantNothing) // it is the new process
+			m.wanted.want(wantNothing) // it is the new process
 		case m.awaiting:
 			return m.stop(now, why)
 		default:
-			m.want(why)
+			m.wanted.want(why)
 		}
 	case Confirming:
-		m.want(why)
+		m.wanted.want(why)
 	case Killing:
-		m.want(why)
+		m.wanted.want(why)
 		if why == wantShutdownNow {
 			return []action{signal{syscall.SIGKILL, m.spec.Stop.KillMode.whom()}}
 		}
 	case Frozen:
 		if m.freezing {
-			m.want(why)
+			m.wanted.want(why)
 			return nil
 		}
 		return m.stop(now, why)
 	case Running:
 		return m.stop(now, why)
 	case Stopping:
-		m.want(why)
+		m.wanted.want(why)
 		if why == wantShutdownNow {
 			return m.kill(now, ReasonShutdown)
 		}
 	case Stopped:
 	}
 	return nil
-}
-
-// want notes what to do next. The last request wins, but there is no way back from a shutdown.
-func (m *solo) want(why wanted) {
-	if m.wanted < wantShutdown || why > m.wanted {
-		m.wanted = why
-	}
 }
