@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,6 +143,8 @@ func closeOwner(tb testing.TB, table string) {
 				tb.Fatal(err)
 			}
 			defer unix.Close(null)
+			syscall.ForkLock.RLock() // a program of another test that is being started may hold a copy
+			defer syscall.ForkLock.RUnlock()
 			if err := unix.Dup3(null, fd, unix.O_CLOEXEC); err != nil {
 				tb.Fatal(err)
 			}

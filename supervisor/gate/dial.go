@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,7 +72,10 @@ func dial(ctx context.Context, at activation.Address, timeout time.Duration) (in
 
 // begin begins to connect; done says that it is over already. The descriptor is -1 with an error, and else the caller's.
 func begin(at activation.Address) (fd int, done bool, err error) {
-	domain, sa := sockaddrAt(at)
+	domain, sa, err := sockaddrAt(at)
+	if err != nil {
+		return -1, false, err
+	}
 	fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, false, fmt.Errorf("socket: %w", err)
@@ -90,26 +91,15 @@ func begin(at activation.Address) (fd int, done bool, err error) {
 }
 
 // sockaddrAt is an address as connect(2) takes it, and its domain.
-func sockaddrAt(at activation.Address) (domain int, sa unix.Sockaddr) {
+func sockaddrAt(at activation.Address) (domain int, sa unix.Sockaddr, err error) {
 	switch {
 	case at.Network == activation.Unix:
-		return unix.AF_UNIX, &unix.SockaddrUnix{Name: at.Path}
+		return unix.AF_UNIX, &unix.SockaddrUnix{Name: at.Path}, nil
 	case at.IP.Is4():
-		return unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port), Addr: at.IP.As4()}
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port), Addr: at.IP.As4()}, nil
 	}
-	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(at.Port), Addr: at.IP.As16(), ZoneId: zone(at.IP.Zone())}
-}
-
-// zone is the index of a network interface by name or number; 0: none.
-func zone(name string) uint32 {
-	if name == "" {
-		return 0
-	}
-	if i, err := net.InterfaceByName(name); err == nil {
-		return uint32(i.Index)
-	}
-	n, _ := strconv.ParseUint(name, 10, 32) // what is no number is no interface either
-	return uint32(n)
+	zone, err := interfaceNumber(at.IP.Zone())
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(at.Port), Addr: at.IP.As16(), ZoneId: zone}, err
 }
 
 // socketError takes the error that waits on a socket.

@@ -86,28 +86,6 @@ func (c *Conn) dump(family, protocol uint8, source netip.AddrPort, begin func(),
 	return nil
 }
 
-// DumpStatus is Dump of the flows that have all bits of a status, which is not 0, of whatever port and protocol. The kernel filters
-// them since Linux 5.15.
-func (c *Conn) DumpStatus(family uint8, status uint32, begin func(), each func(*Flow)) error {
-	bits := binary.BigEndian.AppendUint32(nil, status)
-	r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_CTNETLINK, getFlow, unix.NLM_F_DUMP, family).
-		Attribute(ctaStatus, bits...).Attribute(ctaStatusMask, bits...)
-	var f Flow
-	err := c.netlink.Ask(r, begin, func(_ uint16, body []byte) error {
-		if err := f.Decode(body); err != nil {
-			return err
-		}
-		if f.Status&status == status {
-			each(&f)
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("dump flows: %w", err)
-	}
-	return nil
-}
-
 // Delete deletes a flow that Get or Dump gave, and says whether it was still there. The next packet of it is taken for
 // that of a new one.
 func (c *Conn) Delete(f *Flow) (bool, error) {

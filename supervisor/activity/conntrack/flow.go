@@ -81,7 +81,6 @@ const (
 	ctaID            = 12
 	ctaZone          = 18
 	ctaFilter        = 25
-	ctaStatusMask    = 26
 
 	ctaTupleIP    = 1 // in a tuple
 	ctaTupleProto = 2

@@ -15,7 +15,6 @@ import (
 
 // Of the flows whose answers come from one address and port, and of no others, each is there until it is deleted.
 func TestDumpFromAndDelete(t *testing.T) {
-	const confirmed = 1 << 3 // IPS_CONFIRMED: all that are in the table
 	t.Parallel()
 	nettest.Need(t, nettest.Namespaces, nettest.Tool("nft"))
 	track := exec.Command("nft", "-f", "-")
@@ -26,10 +25,6 @@ func TestDumpFromAndDelete(t *testing.T) {
 	for name, address := range map[string]string{"v4": "127.0.0.1:0", "v6": "[::1]:0"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			family := uint8(unix.AF_INET)
-			if name == "v6" {
-				family = unix.AF_INET6
-			}
 			a, b, client := mustListen(t, address), mustListen(t, address), mustListen(t, address)
 			c := conntrack.New()
 			defer c.Close()
@@ -49,16 +44,6 @@ func TestDumpFromAndDelete(t *testing.T) {
 			if len(all) != 1 || all[0].Original.Source != of(client) || all[0].Original.Destination != of(a) || all[0].ID == 0 ||
 				all[0].Status&conntrack.DestinationNAT != 0 {
 				t.Fatalf("got %+v, want the flow of %v to %v", all, of(client), of(a))
-			}
-			var seen, translated int
-			for status, n := range map[uint32]*int{confirmed: &seen, conntrack.DestinationNAT: &translated} {
-				err := c.DumpStatus(family, status, func() { *n = 0 }, func(*conntrack.Flow) { *n++ })
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-			if seen < 2 || translated != 0 {
-				t.Errorf("got %d flows and %d translated, want ours and none", seen, translated)
 			}
 			other := netip.MustParseAddr("127.0.0.2")
 			if name == "v6" {

@@ -59,63 +59,6 @@ func (t *Table) Flows(ctx context.Context, listen activation.Address, to netip.A
 	return a, nil
 }
 
-// All returns the accounts of all rules that are there, by their keys, as Flows does of one. However many there are, it
-// reads the tables of the kernel once, or twice for both versions of IP.
-func (t *Table) All(ctx context.Context) (map[uint32]Account, error) {
-	accounts := make(map[uint32]*Account)
-	takers := make(map[passage][]uint32) // the rules that a flow may have taken
-	places := make(map[uint32]place)
-	maps := make(map[string]bool)
-	var present [versions]bool
-	t.mu.Lock()
-	for key, r := range t.rules {
-		accounts[key], places[key] = &Account{Counted: true}, r.place
-		takers[r.passage()] = append(takers[r.passage()], key)
-		present[r.version], maps[r.set()] = true, true
-	}
-	begun := make(map[string]uint64)
-	var err error
-	for set := range maps {
-		if err == nil {
-			err = t.readMap(set, begun)
-		}
-	}
-	t.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	for v := range versions {
-		if !present[v] {
-			continue
-		}
-		reset := func() {
-			for key, a := range accounts {
-				if places[key].version == v {
-					*a = Account{Counted: true}
-				}
-			}
-		}
-		err := t.flows.readAll(ctx, v, reset, func(f *conntrack.Flow) {
-			asked := f.Original.Destination
-			for _, key := range takers[passage{port: asked.Port(), to: f.Reply.Source}] {
-				if p := places[key]; !p.ip.IsValid() || p.ip == asked.Addr() {
-					accounts[key].add(f)
-				}
-			}
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	all := make(map[uint32]Account, len(accounts))
-	for key, a := range accounts {
-		p := places[key]
-		a.Begun = begun[p.set()+string(p.key())]
-		all[key] = *a
-	}
-	return all, nil
-}
-
 // Destination returns the account of all connections with a destination that this machine knows of, by whatever way.
 func (t *Table) Destination(ctx context.Context, to netip.AddrPort) (Account, error) {
 	a, _, err := t.flows.read(ctx, wanted{all: true, to: unmapped(to)}, nil)
@@ -276,20 +219,6 @@ func (s *flows) read(ctx context.Context, w wanted, keep func(*conntrack.Flow) b
 		}
 	})
 	return a, kept, err
-}
-
-// readAll calls each for all TCP flows of a version that have been sent elsewhere, and reset before the first.
-func (s *flows) readAll(ctx context.Context, v version, reset func(), each func(*conntrack.Flow)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return s.conn.DumpStatus(v.protocol(), conntrack.DestinationNAT, reset, func(f *conntrack.Flow) { // AF_INET and AF_INET6 are these numbers
-		if f.Protocol == unix.IPPROTO_TCP {
-			each(f)
-		}
-	})
 }
 
 // delete deletes flows; some may have gone already.

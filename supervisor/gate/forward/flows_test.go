@@ -89,42 +89,6 @@ func TestUnansweredIsOpen(t *testing.T) {
 	}
 }
 
-// One look at all rules says of each what a look at it says.
-func TestAll(t *testing.T) {
-	t.Parallel()
-	mustBoot(t, "all0", []string{"10.84.0.1/24", "fd84::1/64"}, []string{"10.84.0.2/24"})
-	table := mustOpen(t)
-	gates := []*server{
-		mustServe(t, "gate", "127.0.0.1:0"), mustServe(t, "gate", "[::1]:0"), mustServe(t, "gate", "127.0.0.1:0"), mustServe(t, "gate", "[::]:0"),
-	}
-	var destinations []*server
-	for i, address := range []string{"127.0.0.1:0", "[::1]:0", "127.0.0.1:0", "10.84.0.1:0"} {
-		d := mustServe(t, "destination", address)
-		destinations = append(destinations, d)
-		mustAdd(t, table, uint32(i), gates[i], d.addrPort())
-	}
-	_, port := split(gates[3])
-	for _, to := range []string{gates[0].Addr().String(), gates[0].Addr().String(), gates[1].Addr().String(), "10.84.0.1:" + port} {
-		expectOn(t, dial(t, to), "destination")
-	}
-	all, err := table.All(t.Context())
-	if err != nil || len(all) != len(gates) {
-		t.Fatalf("got %+v, %v, want %d accounts", all, err, len(gates))
-	}
-	for i, open := range []int{2, 1, 0, 1} {
-		got, want := all[uint32(i)], mustFlows(t, table, gates[i], destinations[i].addrPort())
-		if got.Open != open || got.Begun != uint64(open) || got.Peers != want.Peers || len(got.List) != open || !got.Counted || (got.In.Bytes > 0) != (open > 0) {
-			t.Errorf("%d: got %+v, want %+v, with %d open", i, got, want, open)
-		}
-	}
-	for i := range gates {
-		mustRemove(t, table, uint32(i))
-	}
-	if all, err := table.All(t.Context()); err != nil || len(all) > 0 {
-		t.Errorf("got %+v, %v, want nothing", all, err)
-	}
-}
-
 func TestFlowsCanceled(t *testing.T) {
 	t.Parallel()
 	table := mustOpen(t)
@@ -135,9 +99,7 @@ func TestFlowsCanceled(t *testing.T) {
 	_, flows := table.Flows(ctx, gate.address(), to)
 	_, drain := table.Drain(ctx, gate.address(), to)
 	_, destination := table.Destination(ctx, to)
-	mustAdd(t, table, 1, gate, netip.MustParseAddrPort("127.0.0.1:2"))
-	_, all := table.All(ctx)
-	for _, err := range []error{flows, drain, destination, all, table.Sever(ctx, gate.address(), to)} {
+	for _, err := range []error{flows, drain, destination, table.Sever(ctx, gate.address(), to)} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want that it was canceled", err)
 		}

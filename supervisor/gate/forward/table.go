@@ -202,20 +202,6 @@ func (t *Table) begun(r *rule) (n uint64, err error) {
 	return n, nil
 }
 
-// readMap fills in how many connections have taken each rule of a map, by the name of the map and the key in it. The caller holds mu.
-func (t *Table) readMap(set string, begun map[string]uint64) error {
-	r := netlink.NetfilterRequest(unix.NFNL_SUBSYS_NFTABLES, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, unix.NFPROTO_INET).
-		String(unix.NFTA_SET_ELEM_LIST_TABLE, t.nft.Name()).
-		String(unix.NFTA_SET_ELEM_LIST_SET, set)
-	err := t.reader.Ask(r, nil, func(_ uint16, body []byte) error {
-		return nftable.DecodeElements(body, func(e nftable.Element) { begun[set+string(e.Key)] = e.Packets })
-	})
-	if err != nil {
-		return fmt.Errorf("read counters of nftables map %s: %w", set, lost(err))
-	}
-	return nil
-}
-
 // lost says what it means that something of the table is not there.
 func lost(err error) error {
 	if errors.Is(err, unix.ENOENT) {

@@ -129,13 +129,6 @@ func BenchmarkTable(b *testing.B) {
 			mustFlows(b, table, gate, to[0])
 		}
 	})
-	b.Run("All", func(b *testing.B) {
-		for b.Loop() {
-			if _, err := table.All(b.Context()); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
 	b.Run("Drain", func(b *testing.B) {
 		for b.Loop() {
 			if _, err := table.Drain(b.Context(), gate.address(), to[1]); err != nil {

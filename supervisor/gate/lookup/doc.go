@@ -16,7 +16,7 @@
 //     Clients that come in between wait at our socket.
 //
 // A destination that dies takes with it what it had, as ever, and nobody who comes later. One that listens anew by itself, with
-// another socket, gets nothing until the next Add; [Table.Check] tells.
+// another socket, gets nothing until the next Add.
 //
 // It works where the destination is in our network namespace, its process can be seen in /proc and traced (CAP_SYS_PTRACE), and
 // its socket is one of TCP: not of MPTCP, which programs in Go listen with since Go 1.24. Our process needs CAP_BPF and CAP_NET_ADMIN of the machine.

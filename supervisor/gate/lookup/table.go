@@ -218,21 +218,6 @@ func (t *Table) lead(key uint32, places []place, fd int) (replaced bool, err err
 	return len(before) > 0, nil
 }
 
-// Check says whether new connections of a gate are handed over: its destination's socket is there. Once nobody has it any more, they
-// come to our socket by themselves, and Add finds the next one. They do so too when it is shut down (shutdown(2)), which Check does not see on
-// every kernel. It takes some microseconds.
-func (t *Table) Check(key uint32) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	places := t.gates[key]
-	for _, p := range places {
-		if _, ok := read(t.table, p); !ok {
-			return false
-		}
-	}
-	return len(places) > 0
-}
-
 // Remove ends what Add began. When it returns, in some 10 ms, no new connection goes to the destination any more, and sock_diag(7) lists
 // all that have, with the port of our socket as their local one: in SYN_RECV, with inode 0 as long as they are not accepted, established.
 // They go on. It does nothing where there is no gate of that key.
