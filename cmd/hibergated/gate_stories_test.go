@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -13,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -159,103 +157,8 @@ func TestGateCrashes(t *testing.T) {
 }
 
 // A destination that is not ready in time is stopped again. Who has waited too long is told what the configuration says.
-func TestGateNeverReady(t *testing.T) {
-	t.Parallel()
-	for _, answer := range []string{"close", "reset", "sorry, asleep\n"} {
-		t.Run(strings.Fields(answer)[0], func(t *testing.T) {
-			t.Parallel()
-			b := newBackend(t, "-after 1h")
-			rest := "start.timeout = \"300ms\"\nrestart.delay = \"1h\"\nrestart.max_delay = \"1h\""
-			d := startHibergated(t, b.service("web", "", rest, fmt.Sprintf("pending_timeout = \"100ms\"\non_timeout = %q", answer)))
-			c := mustDial(t, d, "web", 0)
-			text, err := io.ReadAll(c)
-			want := ""
-			if strings.HasSuffix(answer, "\n") {
-				want = answer
-			}
-			if reset := errors.Is(err, unix.ECONNRESET); string(text) != want || reset != (answer == "reset") || err != nil && !reset {
-				t.Errorf("got %q, %v", text, err)
-			}
-			st := d.is(t, "web", "backoff")
-			if b.launches() != 1 || b.stops() != 1 || !strings.Contains(st.Error, "refused") || !strings.Contains(st.Error, "start.timeout") {
-				t.Errorf("launched %d, stopped %d times: %q", b.launches(), b.stops(), st.Error)
-			}
-		})
-	}
-}
-
 // A destination may take its time.
-func TestGateSlow(t *testing.T) {
-	t.Parallel()
-	b := newBackend(t, "-after 20s")
-	d := startHibergated(t, b.service("web", "1h", "", ""))
-	network, address := d.address("web", 0)
-	var clients sync.WaitGroup
-	for range 10 {
-		clients.Go(func() {
-			c, err := net.DialTimeout(network, address, patience)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer c.Close()
-			if err := c.SetDeadline(time.Now().Add(20*time.Second + patience)); err != nil {
-				t.Error(err)
-			}
-			line := make([]byte, 3)
-			if _, err := io.ReadFull(c, line); err != nil || string(line) != "pid" {
-				t.Errorf("%q, %v", line, err)
-			}
-		})
-	}
-	nettest.Eventually(t, func() error {
-		if st := d.status("web"); st.State != "starting" || !strings.Contains(st.WaitsFor, "refused") {
-			return fmt.Errorf("status: %s, waits for %q", st.State, st.WaitsFor)
-		}
-		return nil
-	})
-	clients.Wait()
-}
-
 // 1,000 clients that come while the destination wakes are served in the order in which they came.
-func TestGateThousand(t *testing.T) {
-	t.Parallel()
-	for _, held := range []string{"", `pending_timeout = "1h"`} {
-		t.Run(held, func(t *testing.T) {
-			t.Parallel()
-			b := newBackend(t)
-			launch := fmt.Sprintf("until [ -e %s/go ]; do sleep 0.01; done; %s", b.dir, b.launch())
-			services := strings.Replace(b.service("web", "1h", "", held), fmt.Sprintf("launch = %q", b.launch()), fmt.Sprintf("launch = %q", launch), 1)
-			d := startHibergated(t, services)
-			network, address := d.address("web", 0)
-			clients := make([]net.Conn, 1000)
-			for i := range clients {
-				var err error
-				if clients[i], err = net.DialTimeout(network, address, patience); err != nil {
-					t.Fatal(err)
-				}
-				defer clients[i].Close()
-			}
-			if err := os.WriteFile(filepath.Join(b.dir, "go"), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			numbers := make([]int, len(clients))
-			for i, c := range clients {
-				var err error
-				if _, numbers[i], err = greeting(c); err != nil {
-					t.Fatalf("client %d: %v", i, err)
-				}
-			}
-			// The ready probe may have made connections before, and where the relay has more than one loop, neighbours may change places.
-			for i, n := range numbers {
-				if off := n - numbers[0] - i; off < -64 || off > 64 {
-					t.Fatalf("client %d has connection %d", i, n)
-				}
-			}
-		})
-	}
-}
-
 // The end of what one side says, and its reset, come to the other side as such.
 func TestGateEnds(t *testing.T) {
 	t.Parallel()
@@ -417,68 +320,7 @@ func TestGateRequests(t *testing.T) {
 // Clients race launches and stops, and none is lost, whoever moves the bytes.
 //
 //	HIBERGATED_CYCLES=500 go test -run TestGateCycles ./cmd/hibergated
-func TestGateCycles(t *testing.T) {
-	t.Parallel()
-	for _, way := range []string{"relay", "lookup", "nftables"} {
-		t.Run(way, func(t *testing.T) {
-			t.Parallel()
-			by, forward := "relay", "relay"
-			var flags []string
-			switch way {
-			case "lookup":
-				nettest.Need(t, nettest.RealRoot)
-				by, forward = "kernel (sk_lookup)", "kernel"
-			case "nftables":
-				by, forward = "kernel (nftables)", "kernel"
-				flags = []string{"-mptcp"} // which cannot be handed over
-			}
-			b := newBackend(t, flags...)
-			const idle = 60 * time.Millisecond
-			around := 20 * time.Millisecond
-			if forward == "kernel" { // which is looked at more rarely, and takes longer to be left
-				around = 150 * time.Millisecond
-			}
-			d := startHibergated(t, b.service("web", idle.String(), "", fmt.Sprintf("forward = %q", forward)))
-			network, address := d.address("web", 0)
-			var visits, lost atomic.Int32
-			come := func(clients *sync.WaitGroup, after time.Duration) {
-				clients.Go(func() {
-					time.Sleep(after)
-					visits.Add(1)
-					if err := client(network, address); err != nil {
-						lost.Add(1)
-						t.Errorf("client %d: %v", visits.Load(), err)
-					}
-				})
-			}
-			cycles := cyclesWanted(20)
-			for round := 0; round < cycles && !t.Failed(); round++ {
-				d.sleeps(t, "web")
-				var clients sync.WaitGroup
-				come(&clients, 0)
-				come(&clients, rand.N(2*time.Millisecond))
-				clients.Wait()
-				for range 2 { // at the moment of the stop, and into it
-					come(&clients, idle-5*time.Millisecond+rand.N(around))
-				}
-				clients.Wait()
-			}
-			d.sleeps(t, "web")
-			st := d.status("web")
-			if st.Failures != 0 || b.stops() < cycles || st.Gate.Forward != by {
-				t.Errorf("status: %+v, %+v", st, st.Gate)
-			}
-			busy := 0
-			for _, c := range d.log.changes(t) {
-				if c.Reason == string(supervisor.ReasonBusy) {
-					busy++
-				}
-			}
-			t.Logf("%d clients, %d lost, %d launches, %d stops; the last look found a client %d times", visits.Load(), lost.Load(), b.launches(), b.stops(), busy)
-		})
-	}
-}
-
+//
 // The configuration of the original hibergate.
 func TestGateOriginal(t *testing.T) {
 	t.Parallel()
@@ -517,168 +359,11 @@ func TestGateOriginal(t *testing.T) {
 }
 
 // Clients that were accepted have the launch tried again as others do, also where nobody else comes.
-func TestGatePendingAgain(t *testing.T) {
-	t.Parallel()
-	b := newBackend(t)
-	tries := filepath.Join(b.dir, "tries")
-	launch := fmt.Sprintf("echo try >>%[1]s; [ $(grep -c try %[1]s) -ge 3 ] || { sleep 0.1; exit 3; }; %[2]s", tries, b.launch())
-	services := strings.Replace(b.service("web", "1h", `restart = { delay = "50ms" }`, `pending_timeout = "1h"`), fmt.Sprintf("launch = %q", b.launch()), fmt.Sprintf("launch = %q", launch), 1)
-	d := startHibergated(t, services)
-	c := mustDial(t, d, "web", 0)
-	defer c.Close()
-	if _, _, err := greeting(c); err != nil {
-		t.Error(err)
-	}
-	if got, want := b.variable("env", "HIBERGATED_CLIENT"), c.LocalAddr().String(); got != want {
-		t.Errorf("the launch command was told the client %q, want %s", got, want)
-	}
-	if st := d.status("web"); st.Failures != 2 || b.launches() != 1 {
-		t.Errorf("launched %d times, %+v", b.launches(), st)
-	}
-}
-
 // When the service is given up, those who were accepted are turned away as those are who come.
-func TestGatePendingRejected(t *testing.T) {
-	t.Parallel()
-	b := newBackend(t)
-	rest := "restart = { burst = 1, failed_delay = \"1h\", on_failure = \"reject\" }"
-	services := strings.Replace(b.service("web", "1h", rest, `pending_timeout = "1h"`), fmt.Sprintf("launch = %q", b.launch()), `launch = "sleep 0.2; exit 3"`, 1)
-	d := startHibergated(t, services)
-	for range 2 {
-		c := mustDial(t, d, "web", 0)
-		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-			t.Fatal(err)
-		}
-		if text, err := io.ReadAll(c); err != nil || len(text) > 0 {
-			t.Errorf("got %q, %v", text, err)
-		}
-	}
-	nettest.Eventually(t, func() error { // they are counted when they are gone
-		if st := d.status("web"); st.State != "failed" || st.Refused.Failed != 2 {
-			return fmt.Errorf("status: %+v", st)
-		}
-		return nil
-	})
-}
-
 // A client that is being connected when the gate is shut, and refused after the stop, has the destination launched again.
-func TestGateRefusedAsleep(t *testing.T) {
-	t.Parallel()
-	b := newBackend(t)
-	// Its queue is full, so that connections get no answer.
-	deaf := exec.Command("python3", "-c", `
-import socket, sys, time
-s = socket.socket(); s.bind(("127.0.0.1", int(sys.argv[1]))); s.listen(0)
-c = socket.create_connection(s.getsockname()); print("deaf", flush=True); time.sleep(600)`, b.address[strings.LastIndex(b.address, ":")+1:])
-	nettest.Need(t, nettest.Tool("python3"))
-	out, err := deaf.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := deaf.Start(); err != nil {
-		t.Fatal(err)
-	}
-	over := sync.OnceFunc(func() { deaf.Process.Kill(); deaf.Wait() })
-	t.Cleanup(over)
-	if _, err := io.ReadFull(out, make([]byte, 5)); err != nil {
-		t.Fatal(err)
-	}
-	services := b.service("web", "1h", "", "ready = \"launched\"\nconnect_timeout = \"3s\"")
-	services = strings.Replace(services, fmt.Sprintf("launch = %q", b.launch()), fmt.Sprintf("launch = \"echo launch >>%s/log\"", b.dir), 1)
-	services = strings.Replace(services, fmt.Sprintf("stop = %q", b.stop()), `stop = ":"`, 1)
-	d := startHibergated(t, services)
-	c := mustDial(t, d, "web", 0)
-	defer c.Close()
-	nettest.Eventually(t, func() error {
-		if st := d.status("web"); st.State != "running" || st.Sockets[0].Open != 1 {
-			return fmt.Errorf("status: %+v", st)
-		}
-		return nil
-	})
-	if st, err := d.client.Sleep(t.Context(), "web"); err != nil || b.launches() != 1 {
-		t.Fatalf("launched %d times, %v, status %+v", b.launches(), err, st)
-	}
-	nettest.Eventually(t, func() error {
-		if b.launches() < 2 {
-			return errors.New("the client waits for ever")
-		}
-		return nil
-	})
-}
-
 // Where it is the traffic that counts, a connection that the kernel forwards keeps the destination awake for as long as it has some.
-func TestGateKernelTraffic(t *testing.T) {
-	t.Parallel()
-	for _, flags := range []string{"", "-mptcp"} { // which can be handed over where we may do that, and which cannot
-		t.Run(flags, func(t *testing.T) {
-			t.Parallel()
-			keepsAwake(t, newBackend(t, flags))
-		})
-	}
-}
-
-func keepsAwake(t *testing.T, b *backend) {
-	t.Helper()
-	d := startHibergated(t, b.service("web", "", `idle = { stop_after = "500ms", when = "no-traffic" }`, `forward = "kernel"`))
-	mustVisit(t, d, "web")
-	nettest.Eventually(t, func() error {
-		if st := d.status("web"); st.State != "running" || !strings.HasPrefix(st.Gate.Forward, "kernel") {
-			return fmt.Errorf("status: %s, %+v", st.State, st.Gate)
-		}
-		return nil
-	})
-	c := mustDial(t, d, "web", 0)
-	defer c.Close()
-	if _, _, err := greeting(c); err != nil {
-		t.Fatal(err)
-	}
-	for range 20 {
-		time.Sleep(100 * time.Millisecond)
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if st := d.status("web"); b.stops() > 0 || st.Gate.Destinations[0].Open > 0 {
-		t.Errorf("stopped %d times, %d connections are relayed", b.stops(), st.Gate.Destinations[0].Open)
-	}
-	d.sleeps(t, "web") // with the connection open
-}
-
 // A destination that the kernel forwards to is asked once in each interval whether it is there, however often the gate was opened, and
 // a question without an answer holds up no shutdown.
-func TestGateKernelChecks(t *testing.T) {
-	t.Parallel()
-	b := newBackend(t, "-mptcp") // of which the kernel does not tell that it has died
-	nettest.Need(t, nettest.Tool("nft"))
-	ready := fmt.Sprintf("ready = { command = \"echo check >>%[1]s/log; test ! -e %[1]s/hang || exec sleep 600\", timeout = \"10m\" }", b.dir)
-	services := strings.Replace(b.service("web", "1h", "", "forward = \"kernel\"\ncheck_interval = \"100ms\"\n"+ready), fmt.Sprintf("stop = %q", b.stop()), `stop = "exit 1"`, 1)
-	d := startHibergated(t, services)
-	mustVisit(t, d, "web")
-	for range 8 {
-		if _, err := d.client.Sleep(t.Context(), "web"); err == nil {
-			t.Fatal("stopped")
-		}
-	}
-	before := b.count("check")
-	time.Sleep(time.Second)
-	if n := b.count("check") - before; n > 25 {
-		t.Errorf("asked %d times in about a second", n)
-	}
-	if err := os.WriteFile(filepath.Join(b.dir, "hang"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	asked := b.count("check")
-	nettest.Eventually(t, func() error {
-		if b.count("check") <= asked {
-			return errors.New("not asked any more")
-		}
-		return nil
-	})
-}
-
 // launch_timeout bounds a launch, and not the life of a server that is its own launch command.
 func TestGateForeground(t *testing.T) {
 	t.Parallel()
@@ -699,19 +384,6 @@ func TestGateForeground(t *testing.T) {
 }
 
 // A launch command that was killed may have launched something: that is stopped.
-func TestGateLaunchTimeout(t *testing.T) {
-	t.Parallel()
-	b := newBackend(t)
-	rest := "restart = { delay = \"1h\", max_delay = \"1h\" }"
-	services := strings.Replace(b.service("web", "1h", rest, "launch_timeout = \"100ms\""), fmt.Sprintf("launch = %q", b.launch()), `launch = "exec sleep 600"`, 1)
-	d := startHibergated(t, services)
-	c := mustDial(t, d, "web", 0)
-	defer c.Close()
-	if st := d.is(t, "web", "backoff"); b.stops() != 1 || !strings.Contains(st.Error, "launch_timeout") {
-		t.Errorf("stopped %d times: %q", b.stops(), st.Error)
-	}
-}
-
 // What is up already is found, however long it takes to find out of others that they are not.
 func TestGateUpAmongMany(t *testing.T) {
 	t.Parallel()
@@ -771,17 +443,6 @@ func TestGateWatchSpare(t *testing.T) {
 }
 
 // A ready command may wait until the destination is there, which it never is before the launch.
-func TestGateReadyWaits(t *testing.T) {
-	t.Parallel()
-	b := newBackend(t)
-	ready := fmt.Sprintf(`ready = { command = "until test -e %s; do sleep 0.01; done", timeout = "10m" }`, b.pidFile())
-	d := startHibergated(t, b.service("web", "1h", "", ready))
-	mustVisit(t, d, "web")
-	if b.launches() != 1 {
-		t.Errorf("launched %d times", b.launches())
-	}
-}
-
 // A datagram that the destination refuses has it launched again, and gets there, though its client sends no other.
 func TestGateUDPCrashes(t *testing.T) {
 	t.Parallel()

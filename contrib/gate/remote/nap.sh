@@ -1,5 +1,5 @@
 #!/bin/sh
-# nap.sh is all that the key of hibergated may do at the machine that sleeps. In /root/.ssh/authorized_keys there, on one line:
+# nap.sh is all that the key of hibergated may do at the machine that sleeps. In ~root/.ssh/authorized_keys there, on one line:
 #
 #   restrict,from="192.168.1.2",command="/usr/local/sbin/nap.sh" ssh-ed25519 AAAA... hibergated
 #
