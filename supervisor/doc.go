@@ -9,7 +9,7 @@
 // sleeping service costs a struct, and there is no ticker.
 //
 // A policy: solo.go with soloask.go and soloend.go, perconn.go, gated.go, and what both have in machine.go; idleness.go, stuck.go and sources.go
-// judge. Its actions: actions.go (sockets, starts, looks), stop.go, refuse.go, screen.go, open.go, for gates door.go and rouse.go. What comes
+// judge. Its actions: actions.go (sockets, starts, looks), stop.go, refuse.go, screen.go, open.go, for gates door.go, rouse.go and bypass.go. What comes
 // back: supervisor.go, notice.go, reap.go, timers.go, adopting.go, notifying.go. What is learned of a program, and kept: learned.go. What users ask: request.go.
 //
 //	goroutine                how many                      owns
